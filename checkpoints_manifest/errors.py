@@ -1,0 +1,5 @@
+"""The one exception of this package."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint, ledger or Hub is not what it says: names the file, expected, found and what to do."""

@@ -1,0 +1,119 @@
+"""`manifest-v1`: one canonical-JSON record per checkpoint, and the append-only ledger that chains them.
+
+Each record carries the digest of the one before it, so a changed byte anywhere breaks the chain from there on. No two
+steps may share a weights root unless the record says why. Specification: docs/spec/manifest.md; JSON Schema:
+manifest-v1.schema.json beside this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from checkpoints_manifest.errors import CheckpointError
+from data_pipeline.canonical import canonical_json, sha256_hex
+from data_pipeline.durable import append_line
+
+SCHEMA = "manifest-v1"
+Record = dict[str, Any]
+
+
+@functools.cache
+def _validator() -> Any:
+    text = Path(__file__).with_name("manifest-v1.schema.json").read_text()
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def check_record(record: Mapping[str, Any], where: str) -> None:
+    """Validates a record against the JSON Schema.
+
+    Raises:
+        CheckpointError: naming the first field that is wrong.
+    """
+    error = next(iter(sorted(_validator().iter_errors(record), key=lambda e: list(e.path))), None)
+    if error is not None:
+        field = ".".join(map(str, error.path)) or "the record"
+        raise CheckpointError(f"{where}: {field} is not as manifest-v1 wants it: {error.message}")
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's canonical bytes, hex."""
+    return sha256_hex(canonical_json(dict(record)))
+
+
+class Ledger:
+    """The chained records of a run, one line each, oldest first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def records(self) -> list[Record]:
+        """Every record, after checking schema, canonical form, chain and order.
+
+        Raises:
+            CheckpointError: the line number, what was expected and what was found.
+        """
+        return self._read(self.path.read_bytes()) if self.path.exists() else []
+
+    def _read(self, data: bytes) -> list[Record]:
+        records: list[Record] = []
+        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+            where = f"{self.path} line {number}"
+            if not line.endswith(b"\n"):
+                raise CheckpointError(
+                    f"{where} is torn: it has no end; the process died while writing it. Resume the run, which mends the "
+                    "ledger from the checkpoint's own manifest.json"
+                )
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise CheckpointError(f"{where} is not JSON ({error}); restore the ledger from a copy") from error
+            check_record(record, where)
+            if canonical_json(record) + b"\n" != line:
+                raise CheckpointError(f"{where} is not in canonical form; restore the ledger from a copy")
+            self.check_next(records, record, where)
+            records.append(record)
+        return records
+
+    def mend_torn_line(self) -> bool:
+        """Removes a last line without an end; returns whether there was one."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        if whole == len(data):
+            return False
+        with self.path.open("r+b") as file:
+            file.truncate(whole)
+        return True
+
+    def check_next(self, records: Sequence[Record], record: Record, where: str) -> None:
+        """Whether a record may follow: chain, rising steps, no weights twice without a reason.
+
+        Raises:
+            CheckpointError: it may not.
+        """
+        previous = record_digest(records[-1]) if records else None
+        if record["previous"] != previous:
+            raise CheckpointError(
+                f"{where} (step {record['step']}): the ledger's chain is broken: expected previous {previous}, found "
+                f"{record['previous']}; restore the ledger from a copy"
+            )
+        if records and record["step"] <= records[-1]["step"]:
+            raise CheckpointError(f"{where}: step {record['step']} does not follow step {records[-1]['step']}")
+        same = [r["step"] for r in records if r["weights_root"] == record["weights_root"]]
+        if same and "same_weights_reason" not in record:
+            raise CheckpointError(
+                f"{where}: step {record['step']} has the weights of step {same[0]} (root {record['weights_root']}) and "
+                "gives no same_weights_reason; two steps do not share weights by accident"
+            )
+
+    def append(self, record: Record) -> None:
+        """Appends a record durably after all checks."""
+        where = f"{self.path} (new record)"
+        check_record(record, where)
+        self.check_next(self.records(), record, where)
+        append_line(self.path, canonical_json(record))

@@ -1,0 +1,237 @@
+"""Checkpoints on disk: complete or absent, durable, verified as written.
+
+Layout: `RUN/checkpoints/step{N}/{model,optimizer}.safetensors, trainer_state.json, manifest.json`, and the ledger
+`RUN/manifest.jsonl`. A checkpoint is written into a temporary directory on the same file system (space reserved before
+the first byte), synced, read back and digested, renamed, and then entered into the ledger. A crash at any point leaves
+complete-or-absent; `reconcile` clears the rest. Nothing here ever deletes a complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.manifest import SCHEMA, Ledger, Record, check_record, record_digest
+from checkpoints_manifest.tensor_digest import file_leaves, tensors_root
+from data_pipeline.canonical import canonical_json, sha256_file
+from data_pipeline.durable import publish_directory, write_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors", "optimizer.safetensors", "trainer_state.json", "manifest.json",
+)  # fmt: skip
+_TEMPORARY = ".tmp-"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Where a step's checkpoint lives."""
+    return run_dir / "checkpoints" / f"step{step}"
+
+
+def ledger_of(run_dir: Path) -> Ledger:
+    """The ledger of a run."""
+    return Ledger(run_dir / "manifest.jsonl")
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    weights: Mapping[str, torch.Tensor],
+    moments: Mapping[str, torch.Tensor],
+    trainer_state: Mapping[str, Any],
+    fields: Mapping[str, Any],
+) -> Record:
+    """Writes checkpoint `step` and its ledger record.
+
+    Args:
+        run_dir: the run directory.
+        step: updates done.
+        weights: CPU tensors by Hugging Face parameter name.
+        moments: `exp_avg.<name>` and `exp_avg_sq.<name>`.
+        trainer_state: small and canonical-JSON-able.
+        fields: the record's fields other than files, roots and chain.
+
+    Returns:
+        The record.
+
+    Raises:
+        OSError: the file system refused (full disk): the temporary directory is gone, earlier checkpoints are untouched.
+        CheckpointError: what was read back is not what was written, or the step exists with other content.
+    """
+    from safetensors.torch import save
+
+    final = checkpoint_dir(run_dir, step)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.parent / f"{_TEMPORARY}step{step}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        # One metadata key at most: with two, safetensors writes them in random order.
+        write_bytes(temporary / MODEL, save(dict(weights), metadata={"format": "pt"}))
+        write_bytes(temporary / OPTIMIZER, save(dict(moments), metadata={"format": "pt"}))
+        write_bytes(temporary / STATE, canonical_json(dict(trainer_state)))
+        record = _build_record(run_dir, step, temporary, fields)
+        _check_read_back(temporary, weights, moments, record)
+        write_bytes(temporary / MANIFEST, canonical_json(record))
+        publish_directory(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    ledger_of(run_dir).append(record)
+    return record
+
+
+def _build_record(run_dir: Path, step: int, directory: Path, fields: Mapping[str, Any]) -> Record:
+    records = ledger_of(run_dir).records()
+    leaves = file_leaves(directory / OPTIMIZER)
+    record: Record = {
+        "schema": SCHEMA,
+        "step": step,
+        "files": [describe_file(directory / name) for name in (MODEL, OPTIMIZER, STATE)],
+        "weights_root": tensors_root(file_leaves(directory / MODEL)),
+        "state_roots": {kind: _moment_root(leaves, kind) for kind in _MOMENTS},
+        "previous": record_digest(records[-1]) if records else None,
+        **fields,
+    }
+    where = f"checkpoint step{step}"
+    check_record(record, where)
+    ledger_of(run_dir).check_next(records, record, where)
+    return record
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Name, size and sha256 of a file, as records list them."""
+    return {"path": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _moment_root(leaves: Mapping[str, bytes], kind: str) -> str:
+    return tensors_root({name: leaf for name, leaf in leaves.items() if name.startswith(f"{kind}.")})
+
+
+def _check_read_back(
+    directory: Path,
+    weights: Mapping[str, torch.Tensor],
+    moments: Mapping[str, torch.Tensor],
+    record: Record,
+) -> None:
+    """Digests of the tensors in memory against those of the files that were written."""
+    from checkpoints_manifest.tensor_digest import tensor_leaf
+
+    def leaves(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+        return {
+            name: tensor_leaf(name, "F32", list(t.shape), memoryview(t.contiguous().numpy()).cast("B"))
+            for name, t in tensors.items()
+        }
+
+    held = leaves(moments)
+    expected = [tensors_root(leaves(weights)), *(_moment_root(held, kind) for kind in _MOMENTS)]
+    found = [record["weights_root"], *(record["state_roots"][kind] for kind in _MOMENTS)]
+    if expected != found:
+        raise CheckpointError(
+            f"{directory}: read back {found}, expected {expected}: the disk or memory of this machine changed bytes; "
+            "the checkpoint was not published, earlier ones are untouched"
+        )
+
+
+def load_checkpoint(
+    run_dir: Path, step: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights, moments and trainer state of a checkpoint, after verifying every digest.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or changed.
+    """
+    from safetensors.torch import load_file
+
+    verify_checkpoint(run_dir, _record_of(run_dir, step))
+    directory = checkpoint_dir(run_dir, step)
+    state = json.loads((directory / STATE).read_text())
+    return load_file(directory / MODEL), load_file(directory / OPTIMIZER), state
+
+
+def _record_of(run_dir: Path, step: int) -> Record:
+    for record in ledger_of(run_dir).records():
+        if record["step"] == step:
+            return record
+    raise CheckpointError(f"{run_dir / 'manifest.jsonl'} has no record of step {step}")
+
+
+def verify_checkpoint(run_dir: Path, record: Record) -> None:
+    """Recomputes sizes, sha256 and tensor roots of one checkpoint.
+
+    Raises:
+        CheckpointError: naming the step, the file, expected and found.
+    """
+    directory = checkpoint_dir(run_dir, record["step"])
+    remedy = "restore the checkpoint from a copy, or move its directory away and resume from the one before"
+    for item in record["files"]:
+        path = directory / item["path"]
+        if not path.is_file():
+            raise CheckpointError(f"step{record['step']}: {path} is missing; {remedy}")
+        found = describe_file(path)
+        for key in ("size", "sha256"):
+            if found[key] != item[key]:
+                raise CheckpointError(
+                    f"step{record['step']}: {path}: expected {key} {item[key]}, found {found[key]}; {remedy}"
+                )
+    leaves = file_leaves(directory / OPTIMIZER)
+    expected = {"weights_root": record["weights_root"], **record["state_roots"]}
+    roots = {"weights_root": tensors_root(file_leaves(directory / MODEL))}
+    roots.update({kind: _moment_root(leaves, kind) for kind in _MOMENTS})
+    for key, value in roots.items():
+        if value != expected[key]:
+            raise CheckpointError(
+                f"step{record['step']}: {directory}: expected {key} {expected[key]}, found {value}; {remedy}"
+            )
+
+
+def reconcile(run_dir: Path) -> list[str]:
+    """Clears what a killed process left: temporary directories, a torn ledger line, a checkpoint not yet in the ledger.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        CheckpointError: a published checkpoint does not chain to the ledger.
+    """
+    done = []
+    folder = run_dir / "checkpoints"
+    for path in sorted(folder.glob(f"{_TEMPORARY}*")) if folder.exists() else ():
+        shutil.rmtree(path)
+        done.append(f"removed {path.name}")
+    ledger = ledger_of(run_dir)
+    if ledger.mend_torn_line():
+        done.append("removed a torn last line from the ledger")
+    known = {record["step"] for record in ledger.records()}
+    for step in sorted(_steps_on_disk(folder) - known):
+        record = json.loads((folder / f"step{step}" / MANIFEST).read_text())
+        ledger.append(record)
+        done.append(f"entered step {step} into the ledger")
+    return done
+
+
+def _steps_on_disk(folder: Path) -> set[int]:
+    found = (re.fullmatch(r"step(\d+)", path.name) for path in folder.glob("step*"))
+    return {int(match.group(1)) for match in found if match}
+
+
+def latest_complete_step(run_dir: Path) -> int | None:
+    """The newest checkpoint, verified; None when there is none.
+
+    Raises:
+        CheckpointError: the newest checkpoint is damaged or gone; names what to do. Earlier ones are untouched.
+    """
+    records = ledger_of(run_dir).records()
+    if not records:
+        return None
+    verify_checkpoint(run_dir, records[-1])
+    return int(records[-1]["step"])

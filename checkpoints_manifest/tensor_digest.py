@@ -1,0 +1,115 @@
+"""`tensor-digest-v1`: digests of tensors that do not depend on the file format. No torch needed.
+
+A leaf covers a tensor's name, dtype, shape and little-endian bytes (so -0.0 is not 0.0); a root covers all leaves in name
+order. Specification with vectors: docs/spec/tensor-digest.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from checkpoints_manifest.errors import CheckpointError
+from data_pipeline.canonical import canonical_json
+
+_LEAF, _ROOT = b"tensor-digest-v1\0", b"tensor-root-v1\0"
+# Bytes per element of the safetensors dtypes that a checkpoint may hold.
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_MAX_HEADER = 100_000_000
+_READ = 1 << 22
+
+
+def tensor_leaf(name: str, dtype: str, shape: list[int], data: bytes | memoryview) -> bytes:
+    """The 32-byte leaf of one tensor.
+
+    Args:
+        name: Hugging Face parameter name.
+        dtype: safetensors name, e.g. "F32".
+        shape: sizes, outermost first.
+        data: row-major little-endian bytes.
+    """
+    digest = _leaf_hash(name, dtype, shape)
+    digest.update(data)
+    return digest.digest()
+
+
+def _leaf_hash(name: str, dtype: str, shape: list[int]) -> hashlib._Hash:
+    header = canonical_json([name, dtype, list(shape)])
+    return hashlib.sha256(_LEAF + struct.pack("<Q", len(header)) + header)
+
+
+def tensors_root(leaves: Mapping[str, bytes]) -> str:
+    """The root over leaves in the byte order of their UTF-8 names, as hex."""
+    digest = hashlib.sha256(_ROOT)
+    for name in sorted(leaves, key=str.encode):
+        encoded = name.encode()
+        digest.update(struct.pack("<Q", len(encoded)) + encoded + leaves[name])
+    return digest.hexdigest()
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]], int]:
+    """Parses and validates a safetensors header.
+
+    Returns:
+        (name -> (dtype, shape, start, stop) with offsets into the data section, where the data section starts).
+
+    Raises:
+        CheckpointError: an absurd size, broken JSON, an unknown dtype, or offsets that overlap, leave gaps or do not fit.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path}: expected a safetensors header within {size} bytes, found length {length}")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        entries = {
+            name: (item["dtype"], list(item["shape"]), *map(int, item["data_offsets"]))
+            for name, item in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is broken ({error})") from error
+    _check_offsets(path, entries, size - 8 - length)
+    return entries, 8 + length
+
+
+def _check_offsets(
+    path: Path, entries: dict[str, tuple[str, list[int], int, int]], available: int
+) -> None:
+    end = 0
+    for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda e: (e[1][2], e[1][3])):
+        elements = 1
+        for length in shape:
+            elements *= length if isinstance(length, int) and length >= 0 else -1
+        if dtype not in DTYPE_BYTES or start != end or stop - start != elements * DTYPE_BYTES[dtype]:
+            raise CheckpointError(f"{path}: tensor {name!r} ({dtype}, {shape}) does not fit offsets [{start}, {stop})")
+        end = stop
+    if end != available:
+        raise CheckpointError(f"{path}: expected {end} bytes of tensors, found {available}")
+
+
+def file_leaves(path: Path) -> dict[str, bytes]:
+    """Leaves of every tensor in a safetensors file, streamed."""
+    entries, base = read_header(path)
+    leaves = {}
+    with path.open("rb") as file:
+        for name, (dtype, shape, start, stop) in entries.items():
+            digest = _leaf_hash(name, dtype, shape)
+            file.seek(base + start)
+            left = stop - start
+            while left:
+                block = file.read(min(_READ, left))
+                if not block:
+                    raise CheckpointError(f"{path}: ends inside tensor {name!r}")
+                digest.update(block)
+                left -= len(block)
+            leaves[name] = digest.digest()
+    return leaves

@@ -1,0 +1,109 @@
+"""`tripod verify checkpoints`: recompute everything that a run's ledger states. Needs neither torch nor the trainer.
+
+For every checkpoint: sizes and sha256 of its files, tensor roots, its own manifest.json against the ledger, the ledger's
+chain, the token-order chain from order.log, the metrics log up to its step, and the digests of configuration and numerics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.manifest import Record
+from checkpoints_manifest.store import MANIFEST, checkpoint_dir, ledger_of, verify_checkpoint
+from data_pipeline.canonical import canonical_json, sha256_hex
+from data_pipeline.digests import chain_next, chain_start
+
+_LEAF = 32
+
+
+@dataclass(frozen=True)
+class Report:
+    """How many checkpoints were looked at, and what was found wrong, first divergence first."""
+
+    checkpoints: int
+    findings: tuple[str, ...]
+
+
+def verify_checkpoints(run_dir: Path) -> Report:
+    """Verifies every checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: the directory holds no run.
+    """
+    try:
+        records = ledger_of(run_dir).records()
+    except CheckpointError as error:
+        return Report(0, (str(error),))
+    if not records:
+        return Report(0, (f"{run_dir / 'manifest.jsonl'} holds no checkpoint; train the run first",))
+    findings: list[str] = []
+    for record in records:
+        findings += _check_one(run_dir, record)
+    findings += _check_chain(run_dir, records)
+    findings += _check_metrics(run_dir, records)
+    findings += _check_side_files(run_dir, records)
+    return Report(len(records), tuple(findings))
+
+
+def _check_one(run_dir: Path, record: Record) -> list[str]:
+    try:
+        verify_checkpoint(run_dir, record)
+    except CheckpointError as error:
+        return [str(error)]
+    path = checkpoint_dir(run_dir, record["step"]) / MANIFEST
+    if not path.is_file() or path.read_bytes() != canonical_json(record):
+        return [f"step{record['step']}: {path} is not the ledger's record of this step"]
+    return []
+
+
+def _check_chain(run_dir: Path, records: list[Record]) -> list[str]:
+    data = json.loads((run_dir / "config.json").read_text())["data"]
+    chain = chain_start(
+        data["index_digest"], data["seq_len"], data["batch_size"], data["order"], data["seed"], data["overlay"]
+    )
+    log = (run_dir / "order.log").read_bytes() if (run_dir / "order.log").exists() else b""
+    done = 0
+    for record in records:
+        step = record["step"]
+        if len(log) < step * _LEAF:
+            return [f"step{step}: order.log holds {len(log) // _LEAF} steps; expected at least {step}"]
+        for index in range(done, step):
+            chain = chain_next(chain, log[index * _LEAF : (index + 1) * _LEAF])
+        done = step
+        if record["order"]["chain"] != chain.hex():
+            return [
+                f"step{step}: the record carries order chain {record['order']['chain']}, order.log gives {chain.hex()}"
+            ]
+    return []
+
+
+def _check_metrics(run_dir: Path, records: list[Record]) -> list[str]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    digest, done = hashlib.sha256(), 0
+    for record in records:
+        step = record["step"]
+        digest.update(b"".join(lines[done:step]))
+        done = step
+        if len(lines) < step or digest.hexdigest() != record["metrics"]:
+            return [
+                f"step{step}: expected the first {step} lines of metrics.jsonl to have sha256 {record['metrics']}, "
+                f"found {digest.hexdigest()}"
+            ]
+    return []
+
+
+def _check_side_files(run_dir: Path, records: list[Record]) -> list[str]:
+    findings = []
+    for key in ("config", "numerics"):
+        path = run_dir / f"{key}.json"
+        found = sha256_hex(path.read_bytes()) if path.exists() else "no file"
+        if found != records[-1][key]:
+            findings.append(
+                f"step{records[-1]['step']}: expected {path.name} with sha256 {records[-1][key]}, found {found}"
+            )
+    return findings

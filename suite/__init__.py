@@ -1,0 +1,1 @@
+"""Train one rung of a suite: model, exact step, the loop, the command line."""

@@ -1,0 +1,245 @@
+"""`tripod`: one command.
+
+Thin over the packages. Exit status: 0 done, 1 a check failed, 2 the request cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_EPILOG = """examples:
+  tripod sweep nano                      train, verify, publish locally, evaluate, report
+  tripod verify all runs/nano            recompute every digest, the token order and the labels
+  tripod batch runs/nano/nano-1m --step 7
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, one subcommand a line."""
+    parser = argparse.ArgumentParser(
+        prog="tripod",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: tripod {example}"
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = add(
+        "sweep", _sweep, "bring a suite to its report; does only what is missing", "sweep nano"
+    )
+    sub.add_argument("suite")
+    sub.add_argument(
+        "--root", type=Path, default=Path("runs"), help="where suites live (default: runs)"
+    )
+    sub.add_argument(
+        "--ranks", type=int, help="ranks per run (default: one per core); changes no bit"
+    )
+    sub.add_argument(
+        "overrides", nargs="*", help="Hydra overrides for every rung, e.g. train.steps=50"
+    )
+
+    sub = add("train", _train, "train one rung of a suite", "train nano nano-1m")
+    sub.add_argument("suite")
+    sub.add_argument("rung")
+    sub.add_argument("--root", type=Path, default=Path("runs"))
+    sub.add_argument("--ranks", type=int)
+    sub.add_argument("overrides", nargs="*")
+
+    sub = add(
+        "verify",
+        _verify,
+        "recompute and compare; names the first divergence",
+        "verify order runs/nano",
+    )
+    sub.add_argument("kind", choices=["order", "checkpoints", "labels", "all"])
+    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
+    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+
+    sub = add("data", _data, "build or verify a dataset directory", "data verify runs/nano/data")
+    sub.add_argument("action", choices=["build", "verify"])
+    sub.add_argument("target", help="build: a suite name; verify: a dataset directory")
+    sub.add_argument("--root", type=Path, default=Path("runs"))
+    sub.add_argument("--expect", help="index digest to expect")
+
+    sub = add("batch", _batch, "show what a step reads", "batch runs/nano/nano-1m --step 7")
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument(
+        "--step", type=int, required=True, help="0-based step: update step+1 consumes it"
+    )
+    sub.add_argument("--json", action="store_true")
+
+    sub = add("status", _status, "rungs of a suite: step, loss, checkpoints", "status runs/nano")
+    sub.add_argument("path", type=Path)
+    sub.add_argument("--json", action="store_true")
+
+    sub = add(
+        "publish", _publish, "write every checkpoint to the suite's local Hub", "publish runs/nano"
+    )
+    sub.add_argument("path", type=Path)
+
+    sub = add(
+        "report",
+        _report,
+        "evaluate what is missing and rebuild tables and report",
+        "report runs/nano",
+    )
+    sub.add_argument("path", type=Path)
+
+    sub = add("bench", _bench, "measure the cost of exactness on this machine", "bench step")
+    sub.add_argument("what", choices=["step"])
+    sub.add_argument("--rung", default="nano-1m")
+    sub.add_argument("--rounds", type=int, default=5)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script."""
+    from data_pipeline.errors import DatasetError
+    from suite.launch import RunFailedError
+
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (DatasetError, RunFailedError, OSError, ValueError, RuntimeError) as error:
+        print(f"tripod: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tripod: interrupted; the same command carries on", file=sys.stderr)
+        return 130
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from suite.sweep import sweep
+
+    return sweep(arguments.suite, arguments.root, arguments.overrides, arguments.ranks)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from suite.data import ensure_dataset
+    from suite.launch import launch
+    from suite.sweep import compose_suite
+
+    plan = compose_suite(arguments.suite, arguments.root, arguments.overrides)
+    if arguments.rung not in plan.rungs:
+        raise ValueError(
+            f"suite {arguments.suite!r} has no rung {arguments.rung!r}; its rungs: "
+            f"{', '.join(plan.rungs)}"
+        )
+    config = ensure_dataset(plan.rungs[arguments.rung], arguments.root.resolve())
+    launch(config, plan.run_dir(arguments.rung), arguments.ranks)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from suite.verify import KINDS, run_dirs_of, verify_all, verify_kind
+
+    run_dirs = [run for path in arguments.paths for run in run_dirs_of(path)]
+    kinds = KINDS if arguments.kind == "all" else (arguments.kind,)
+    if not arguments.json:
+        return 0 if all(v.ok for v in verify_all(run_dirs, kinds)) else 1
+    verdicts = [verify_kind(kind, run_dirs) for kind in kinds]
+    print(
+        json.dumps(
+            [
+                {"name": v.name, "ok": v.ok, "detail": v.detail, "failures": v.failures}
+                for v in verdicts
+            ]
+        )
+    )
+    return 0 if all(v.ok for v in verdicts) else 1
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from data_pipeline.index import ShardIndex, verify_dataset
+
+    if arguments.action == "verify":
+        directory = Path(arguments.target)
+        verify_dataset(directory, arguments.expect)
+        print(f"ok  {directory}: index {ShardIndex.load(directory).digest}")
+        return 0
+    from suite.data import ensure_dataset
+    from suite.sweep import compose_suite
+
+    plan = compose_suite(arguments.target, arguments.root)
+    config = ensure_dataset(next(iter(plan.rungs.values())), arguments.root.resolve())
+    print(f"index {config.data.index_digest}")
+    return 0
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    from data_pipeline.batches import BatchReader
+    from suite.config import dataset_dir
+    from suite.verify_order import load_config
+
+    config = load_config(arguments.run_dir)
+    data = config.data
+    directory = dataset_dir(config, arguments.run_dir.resolve())
+    reader = BatchReader(directory, data.seq_len, data.batch_size, data.seed, data.order)
+    rows = reader.describe(arguments.step)
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        names = ", ".join(f"{d['source']}:{d['name']}" for d in row["documents"])
+        print(f"row {row['row']:>4}  sequence {row['sequence']:>9}  {names}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from suite.status import suite_status
+
+    rows = suite_status(arguments.path)
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+        print(
+            f"{row['rung']:<18} step {row['step']:>6}/{row['steps']}  loss {loss}  checkpoints "
+            f"{row['checkpoints']}" + (f"  stopped: {row['failure']}" if row["failure"] else "")
+        )
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from checkpoints_manifest.hub import LocalHub
+
+    from suite.publish import publish_run
+    from suite.verify import run_dirs_of
+    from suite.verify_order import load_config
+
+    for run_dir in run_dirs_of(arguments.path):
+        new, total = publish_run(load_config(run_dir), run_dir, LocalHub(run_dir.parent / "hub"))
+        print(f"{run_dir.name}: {total} revisions, {new} new")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from suite.sweep import analyze
+
+    analyze(arguments.path.resolve())
+    print(f"report: {arguments.path / 'report.html'}")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from suite.bench import bench_step
+
+    return bench_step(arguments.rung, arguments.rounds)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

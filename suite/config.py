@@ -1,0 +1,323 @@
+"""The run configuration: frozen, typed, and built once at the edge.
+
+Hydra composes `sweeps/` into a mapping; `RunConfig.from_mapping` turns that mapping into these
+dataclasses and refuses unknown keys, missing keys and values out of range by name. Nothing below
+the entry point sees a `DictConfig`. `RunConfig.to_bytes` is what is stored in the run directory and
+hashed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FAMILIES = ("gpt_neox",)
+INITIALISATIONS = ("small-wang-v1",)
+ORDERS = ("order-v1",)
+SCHEDULES = ("cosine-v1",)
+PRECISIONS = ("fp32", "bf16")
+REDUCTIONS = ("fixed64-v1",)
+PROFILES = ("portable-x86", "native")
+MODES = ("exact",)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: names the key, the value and what is allowed."""
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(f"{key}={value!r} is too small; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """A ladder on one data order; siblings may differ only in `axes` (dotted key prefixes)."""
+
+    name: str
+    hub_org: str
+    ladder: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Init and dropout seeds of one rung.
+
+    The data seed belongs to the suite: see `DataConfig.seed`.
+    """
+
+    init: int
+    dropout: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A stock `transformers` architecture and our named initialisation."""
+
+    family: str
+    initialisation: str
+    hf: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        _one_of("rung.model.family", self.family, FAMILIES)
+        _one_of("rung.model.initialisation", self.initialisation, INITIALISATIONS)
+        for key in ("attention_dropout", "hidden_dropout"):
+            if self.hf.get(key, 0.0):
+                raise ConfigError(
+                    f"rung.model.hf.{key}={self.hf[key]!r}: dropout keyed by sequence is not "
+                    f"built yet, and the "
+                    "device's own generator would break exactness; set it to 0.0"
+                )
+
+
+@dataclass(frozen=True)
+class RungConfig:
+    """One model of the ladder with one set of seeds and its peak learning rate."""
+
+    name: str
+    model: ModelConfig
+    seeds: Seeds
+    lr: float
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and in which order.
+
+    `build` is the recipe of `data_pipeline.build.build_dataset`.
+    """
+
+    dir: str
+    build: Mapping[str, Any]
+    index_digest: str | None
+    order: str
+    seed: int
+    seq_len: int
+    batch_size: int
+    overlay: str | None
+
+    def __post_init__(self) -> None:
+        _one_of("data.order", self.order, ORDERS)
+        _at_least("data.seq_len", self.seq_len, 2)
+        _at_least("data.batch_size", self.batch_size, 1)
+        if self.overlay is not None:
+            raise ConfigError(
+                f"data.overlay={self.overlay!r}: overlays are not built yet; set it to null"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimizer and schedule: AdamW with decoupled decay on matrices, global-norm clipping."""
+
+    steps: int
+    schedule: str
+    warmup_steps: int
+    min_lr_ratio: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+
+    def __post_init__(self) -> None:
+        _one_of("train.schedule", self.schedule, SCHEDULES)
+        _at_least("train.steps", self.steps, 1)
+        _at_least("train.clip", self.clip, 1e-12)
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ConfigError(
+                f"train.warmup_steps={self.warmup_steps} must lie in [0, train.steps={self.steps})"
+            )
+
+
+@dataclass(frozen=True)
+class NumericsConfig:
+    """Everything that changes bits: part of the recipe, whatever the hardware."""
+
+    quantum: int
+    precision: str
+    reduction: str
+    mode: str
+    profile: str
+
+    def __post_init__(self) -> None:
+        _one_of("numerics.precision", self.precision, PRECISIONS)
+        _one_of("numerics.reduction", self.reduction, REDUCTIONS)
+        _one_of("numerics.mode", self.mode, MODES)
+        _one_of("numerics.profile", self.profile, PROFILES)
+        _at_least("numerics.quantum", self.quantum, 1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One rung, resolved. Hardware (how many ranks) is not part of it: it changes no bit."""
+
+    suite: SuiteConfig
+    rung: RungConfig
+    data: DataConfig
+    train: TrainConfig
+    numerics: NumericsConfig
+    checkpoints: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.data.batch_size % self.numerics.quantum:
+            raise ConfigError(
+                f"data.batch_size={self.data.batch_size} is not a multiple of numerics.quantum="
+                f"{self.numerics.quantum}; every quantum must have the same shape"
+            )
+        if self.suite.ladder and self.rung.name not in self.suite.ladder:
+            raise ConfigError(
+                f"rung={self.rung.name!r} is not in suite {self.suite.name!r}; its rungs: "
+                f"{', '.join(self.suite.ladder)}"
+            )
+        context = self.rung.model.hf.get("max_position_embeddings")
+        if context is not None and context < self.data.seq_len:
+            raise ConfigError(
+                f"rung.model.hf.max_position_embeddings={context} is shorter than "
+                f"data.seq_len={self.data.seq_len}"
+            )
+
+    @property
+    def num_quanta(self) -> int:
+        """V, the number of quanta in a global batch."""
+        return self.data.batch_size // self.numerics.quantum
+
+    @property
+    def batch_tokens(self) -> int:
+        """Target tokens per step."""
+        return self.data.batch_size * self.data.seq_len
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> RunConfig:
+        """Builds a config from plain nested mappings.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value of another type, named with its
+            dotted path.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        result = _build(cls, {k: v for k, v in mapping.items() if k in known}, "")
+        assert isinstance(result, cls)
+        return result
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain mappings and lists.
+
+        The run's identity. The ladder is not part of it, so a suite can grow.
+        """
+        record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        for key in ("ladder", "axes"):
+            del record["suite"][key]
+        return record
+
+    def to_bytes(self) -> bytes:
+        """The bytes of `config.json`.
+
+        Sorted keys, no spaces, floats by `repr` (which round-trips).
+        """
+        text = json.dumps(self.to_record(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return text.encode()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    if not dataclasses.is_dataclass(kind):
+        return _convert(kind, value, path)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}={value!r}: expected a group of keys")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{path}." if path else ""
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"unknown key {prefix}{unknown[0]}; the keys of {path or 'the configuration'} are: "
+            f"{', '.join(hints)}"
+        )
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    missing = [name for name in needed if name not in value]
+    if missing:
+        raise ConfigError(f"missing key {prefix}{missing[0]}")
+    built = {name: _build(hints[name], item, f"{prefix}{name}") for name, item in value.items()}
+    return typing.cast(Any, kind)(**built)
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        origin = typing.get_origin(kind)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return dict(value)
+    if origin is None and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    expected = getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"{path}={value!r}: expected {expected}")
+
+
+def sibling_differences(
+    records: Mapping[str, Mapping[str, Any]], axes: tuple[str, ...]
+) -> list[str]:
+    """Where rungs of one suite differ outside its declared axes.
+
+    Args:
+        records: rung name to `RunConfig.to_record()`.
+        axes: dotted key prefixes that may differ.
+
+    Returns:
+        One line per undeclared difference, with both values; empty when the ladder is clean.
+    """
+    flat = {name: _flatten(record) for name, record in records.items()}
+    names = list(flat)
+    lines = []
+    for key in sorted(set().union(*flat.values()) if flat else set()):
+        if any(key == axis or key.startswith(f"{axis}.") for axis in axes):
+            continue
+        values = {name: flat[name].get(key) for name in names}
+        odd = next((name for name in names if values[name] != values[names[0]]), None)
+        if odd is not None:
+            lines.append(f"{key}: {names[0]} has {values[names[0]]!r}, {odd} has {values[odd]!r}")
+    return lines
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: value}
+
+
+def dataset_dir(config: RunConfig, run_dir: Path) -> Path:
+    """The dataset directory of a run.
+
+    `data.dir` is relative to the suite directory that holds the run.
+    """
+    return (run_dir.parent / config.data.dir).resolve()

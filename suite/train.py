@@ -1,0 +1,69 @@
+"""Hydra entry point: `python -m suite.train suite=nano rung=nano-1m`.
+
+Or `--multirun suite=nano` for the ladder.
+
+Every Hydra feature applies (overrides, `hydra/launcher=joblib`, sweeper parameters, `--cfg job`).
+The composed config is turned into frozen dataclasses here, and nothing below sees a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from suite.config import ConfigError, RunConfig
+from suite.launch import RunFailedError, launch
+
+
+def compose(suite: str, rung: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Composes `sweeps/` for one rung, as `python -m suite.train` would.
+
+    Raises:
+        hydra.errors.HydraException: an unknown suite, rung or key; lists the names that exist.
+    """
+    with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+        names = [f"suite={suite}", f"rung={rung}", *(overrides or [])]
+        composed = hydra.compose("config", overrides=names)
+    return to_mapping(composed)
+
+
+def config_dir() -> str:
+    """The absolute path of `sweeps/`."""
+    return str(Path(__file__).resolve().parents[1] / "sweeps")
+
+
+def suite_names() -> list[str]:
+    """Suites that exist."""
+    return sorted(path.stem for path in (Path(config_dir()) / "suite").glob("*.yaml"))
+
+
+def to_mapping(config: DictConfig) -> dict[str, Any]:
+    """Plain nested mappings of a composed config, interpolations resolved."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if not isinstance(container, dict):
+        raise ConfigError(
+            f"expected a mapping at the root of the configuration, found {container!r}"
+        )
+    return {str(key): value for key, value in container.items()}
+
+
+@hydra.main(version_base="1.3", config_path="../sweeps", config_name="config")
+def main(config: DictConfig) -> None:
+    """Trains the rung that the command line names, continuing what is in its directory."""
+    mapping = to_mapping(config)
+    root = Path(mapping["root"]).resolve()
+    # Building first fills in the index digest, which is part of the run's identity.
+    from suite.data import ensure_dataset
+
+    run = ensure_dataset(RunConfig.from_mapping(mapping), root)
+    try:
+        launch(run, root / run.suite.name / run.rung.name, mapping["hardware"]["ranks"])
+    except RunFailedError as error:
+        raise SystemExit(f"tripod: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
