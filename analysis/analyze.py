@@ -129,7 +129,6 @@ def _start(path: Path, rungs: list[str]) -> "subprocess.Popen[str]":
         "HF_DATASETS_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
     }
     return subprocess.Popen(
         [sys.executable, "-m", "analysis.worker", str(path), *rungs],

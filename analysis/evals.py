@@ -8,6 +8,8 @@ Standard errors that need bootstrap resampling are not computed (``bootstrap_ite
 of accuracies are Wilson intervals from the number of items.
 """
 
+import contextlib
+import io
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from analysis.eval_tasks import TASKS, EvalTasks
 
 NAME = "lm-eval-0.4.13"
 METRICS = {
-    "tripod_continuation": ("acc",),
+    "tripod_continuation": ("acc", "acc_mutual_info"),
     "tripod_heldout_ppl": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 
@@ -62,9 +64,10 @@ def evaluate(harness: Harness, lm: Any) -> dict[str, Any]:
     """
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
-    results = lm_eval_evaluate(
-        lm, harness.task_dict, bootstrap_iters=0, log_samples=True, cache_requests=False
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be turned off
+        results = lm_eval_evaluate(
+            lm, harness.task_dict, bootstrap_iters=0, log_samples=True, cache_requests=False
+        )
     if results is None:
         raise RuntimeError("expected results from lm-eval, found None; run it as one rank")
     return dict(results)
@@ -93,7 +96,15 @@ def public_record(results: dict[str, Any]) -> dict[str, Any]:
     """
     keep = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
     record = {key: results[key] for key in keep if key in results}
-    fields = ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filtered_resps", "acc")
+    fields = (
+        "doc_id",
+        "doc_hash",
+        "prompt_hash",
+        "target_hash",
+        "filtered_resps",
+        "acc",
+        "acc_mutual_info",
+    )
     record["samples"] = {
         task: [{key: sample[key] for key in fields if key in sample} for sample in samples]
         for task, samples in results["samples"].items()

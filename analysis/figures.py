@@ -88,7 +88,7 @@ def looks(rungs: Sequence[tuple[str, int, int]]) -> dict[str, Look]:
     seen: set[int] = set()
     found = {}
     for (name, parameters, seed), log in zip(rungs, logs, strict=True):
-        place = 0.08 + 0.74 * ((log - low) / span if span else 0.5)
+        place = 0.08 + 0.70 * ((log - low) / span if span else 0.5)
         colour = mpl.colors.to_hex(mpl.colormaps["viridis"](place))
         found[name] = Look(name, parameters, seed, colour, 0.9 if parameters in seen else 1.7)
         seen.add(parameters)
@@ -123,15 +123,15 @@ def _inline(svg: str, name: str) -> str:
     return svg.replace("<svg ", '<svg role="img" ', 1).strip()
 
 
-def step_axis(axes: Any, last_step: int, label: str = "step") -> None:
+def step_axis(axes: Any, first_step: int, last_step: int) -> None:
     """A logarithmic step axis on which step 0 has a place (left of 1)."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.6)
     powers = [2**k for k in range(0, max(1, last_step).bit_length())]
-    stride = 2 if len(powers) > 5 else 1
-    ticks = [0, *powers[::stride]]
-    _fixed_ticks(axes, ticks, lambda value: f"{int(value):,}")
-    axes.set_xlim(-0.3, last_step * 1.25)
-    axes.set_xlabel(label)
+    powers = [power for power in powers if first_step <= power <= last_step]
+    ticks = powers[::-1][:: 1 + len(powers) // 7][::-1]
+    _fixed_ticks(axes, [0, *ticks] if first_step == 0 else ticks, lambda value: f"{int(value):,}")
+    axes.set_xlim(first_step / 1.25 if first_step else -0.3, last_step * 1.25)
+    axes.set_xlabel("step")
 
 
 def token_axis(axes: Any, first: int, last: int) -> None:
@@ -209,7 +209,7 @@ def curves(
             line(axes, name, look, rows["step"], rows[y], marker="o", ms=2.4)
         if reference:
             refer(axes, *reference)
-        step_axis(axes, int(table["step"].max()))
+        step_axis(axes, int(table["step"].min()), int(table["step"].max()))
         axes.set_ylabel(label)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)

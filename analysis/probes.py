@@ -6,8 +6,9 @@
   Those read after checkpoint c are its control: same shuffle, same distribution, not yet seen.
 * ``future``: the same, at positions the run never reaches. Always a control.
 * ``repeated``: windows at any offset that occur more than once in what the run reads (licence
-  headers, copied code), stratified by the number of occurrences in powers of two. No two share an
-  id of their continuations.
+  headers, copied code), stratified by the number of occurrences in powers of two (``repeated``).
+  In strata that few texts fill, windows overlap, and intervals that take them as independent are
+  too narrow.
 * ``heldout``: evenly spaced windows of the held-out split.
 
 Windows that contain an end-of-document mark are left out. For every probe the exposures are counted
@@ -23,9 +24,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.repeated import repeated_places
 from analysis.rungs import AnalysisError, SuiteDir
-from analysis.score import PREFIX, WINDOW
-from analysis.windows import Consumed, Ids, Occurrences, find_occurrences, mix, window_hashes
+from analysis.score import WINDOW
+from analysis.windows import Consumed, Ids, Occurrences, find_occurrences
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.shards import TokenStream
 
@@ -188,7 +190,7 @@ def _repeated(consumed: Consumed, sizes: ProbeSizes, eod: int) -> pd.DataFrame:
         consumed.seq_len,
         min(consumed.positions, sizes.scan_positions),
     )
-    places = _repeated_places(scan, sizes.repeated_per_stratum, eod)
+    places = repeated_places(scan, sizes.repeated_per_stratum, eod)
     if not places:
         return pd.DataFrame()
     strata, rows, columns = (np.array(axis, dtype=np.int64) for axis in zip(*places, strict=True))
@@ -198,51 +200,6 @@ def _repeated(consumed: Consumed, sizes: ProbeSizes, eod: int) -> pd.DataFrame:
     frame = _frame("repeated", ids, rows, sequences, columns, scan.seq_len)
     frame["stratum"] = strata
     return frame
-
-
-def _repeated_places(scan: Consumed, per_stratum: int, eod: int) -> list[tuple[int, int, int]]:
-    """Choose (stratum, position, column) of repeated windows, in an order fixed by their hashes."""
-    hashes, usable = _scan_hashes(scan, eod)
-    by_hash = np.argsort(hashes.ravel(), kind="stable")
-    values, first, counts = np.unique(
-        hashes.ravel()[by_hash], return_index=True, return_counts=True
-    )
-    taken = np.zeros(hashes.shape, dtype=bool)
-    chosen: list[tuple[int, int, int]] = []
-    for exponent in range(1, int(counts.max(initial=1)).bit_length()):
-        low = 1 << exponent
-        candidates = np.flatnonzero((counts >= low) & (counts < 2 * low))
-        candidates = candidates[np.argsort(mix(values[candidates]), kind="stable")]
-        found = 0
-        for candidate in candidates:
-            places = by_hash[first[candidate] : first[candidate] + counts[candidate]]
-            rows, columns = np.divmod(places, hashes.shape[1])
-            if not usable[rows[0], columns[0]] or taken[rows, columns].any():
-                continue
-            _take(taken, rows, columns)
-            chosen.append((low, int(rows[0]), int(columns[0])))
-            found += 1
-            if found == per_stratum:
-                break
-    return chosen
-
-
-def _scan_hashes(scan: Consumed, eod: int) -> tuple[np.ndarray, np.ndarray]:
-    hashes, usable = [], []
-    for _, ids in scan.chunks():
-        hashes.append(window_hashes(ids, WINDOW))
-        marks = np.cumsum(np.pad(ids == eod, ((0, 0), (1, 0))), axis=1)
-        usable.append(marks[:, WINDOW:] == marks[:, :-WINDOW])
-    return np.concatenate(hashes), np.concatenate(usable)
-
-
-def _take(taken: np.ndarray, rows: Ids, columns: Ids) -> None:
-    """Mark the windows whose continuations share an id with one of these."""
-    reach = WINDOW - PREFIX - 1
-    for shift in range(-reach, reach + 1):
-        shifted = columns + shift
-        inside = (shifted >= 0) & (shifted < taken.shape[1])
-        taken[rows[inside], shifted[inside]] = True
 
 
 def _add_exposures(table: pd.DataFrame, found: Occurrences, batch_size: int) -> None:

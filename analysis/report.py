@@ -178,7 +178,9 @@ def _ladder_row(rung: Rung, tables: Mapping[str, pd.DataFrame], look: Look) -> d
     metrics = _of(tables["metrics"], rung).sort_values("step")
     heldout = _of(tables["heldout"], rung).sort_values("step").iloc[-1]
     evals = _of(tables["evals"], rung)
-    accuracy = evals[(evals["metric"] == "acc") & (evals["step"] == record["step"])]["value"]
+    accuracy = evals[(evals["metric"] == "acc_mutual_info") & (evals["step"] == record["step"])][
+        "value"
+    ]
     return {
         "name": rung.name,
         "repo": rung.repo_id,

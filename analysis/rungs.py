@@ -165,7 +165,7 @@ class SuiteDir:
     @property
     def dataset(self) -> Path:
         """The dataset directory."""
-        return (self.path / self.data["dir"]).resolve()
+        return (self.path / str(self.data["dir"])).resolve()
 
     @property
     def tables(self) -> Path:

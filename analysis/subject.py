@@ -22,17 +22,13 @@ class Subject:
     """The model and tokenizer of one rung, with the weights of the checkpoint loaded last."""
 
     def __init__(self, rung: Rung) -> None:
-        """Build the model from the Hub; its weights are those of the rung's first checkpoint."""
+        """Build the model from its snapshot on the Hub, with the rung's first weights."""
         from transformers import AutoModelForCausalLM
 
         self.rung = rung
         self.checkpoint: Checkpoint = rung.checkpoints[0]
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            rung.repo_id,
-            revision=f"step{self.checkpoint.step}",
-            cache_dir=rung.hub,
-            local_files_only=True,
-            dtype=torch.float32,
+            self.checkpoint.weights.parent, local_files_only=True, dtype=torch.float32
         ).eval()
         self.load(self.checkpoint)
 
@@ -41,12 +37,7 @@ class Subject:
         """The tokenizer as published on the Hub."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            self.rung.repo_id,
-            revision=f"step{self.checkpoint.step}",
-            cache_dir=self.rung.hub,
-            local_files_only=True,
-        )
+        return AutoTokenizer.from_pretrained(self.checkpoint.weights.parent, local_files_only=True)
 
     @cached_property
     def language_model(self) -> Any:

@@ -56,10 +56,19 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _be_quiet() -> None:
+    """Leave standard error to errors: no progress bars, no hints."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the worker process."""
     end_with_parent()
     torch.set_num_threads(1)
+    _be_quiet()
     suite = SuiteDir.load(Path(arguments[0]))
     store, measures = CellStore(suite.tables), build_measures(suite)
     for rung in suite.rungs:

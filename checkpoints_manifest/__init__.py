@@ -1,1 +1,4 @@
-"""What a checkpoint is: files, digests, the chained ledger, the local Hub. Readable without the trainer."""
+"""What a checkpoint is.
+
+Files, digests, the chained ledger, the local Hub. Readable without the trainer.
+"""

@@ -2,4 +2,7 @@
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint, ledger or Hub is not what it says: names the file, expected, found and what to do."""
+    """A checkpoint, ledger or Hub is not what it says.
+
+    Names the file, expected, found and what to do.
+    """

@@ -1,8 +1,8 @@
 """A checkpoint as a Hugging Face revision that transformers 4 and 5 both load, to the same logits.
 
-Weights are the checkpoint's own file (linked, not copied). transformers 5 writes only `rope_parameters`, and 4 would then
-silently fall back to its defaults; so the configuration carries the keys of both generations. The tokenizer class is one
-that both know.
+Weights are the checkpoint's own file (linked, not copied). transformers 5 writes only
+`rope_parameters`, and 4 would then silently fall back to its defaults; so the configuration carries
+the keys of both generations. The tokenizer class is one that both know.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def export_revision(
-    directory: Path, weights: Path, hf: Mapping[str, Any], tokenizer: bytes, record: Mapping[str, Any]
+    directory: Path,
+    weights: Path,
+    hf: Mapping[str, Any],
+    tokenizer: bytes,
+    record: Mapping[str, Any],
 ) -> None:
     """Fills a new directory with everything a revision holds.
 
@@ -39,7 +43,9 @@ def export_revision(
         "generation_config.json": _json({key: hf[key] for key in ("bos_token_id", "eos_token_id")}),
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": _json(tokenizer_config(hf)),
-        "special_tokens_map.json": _json(dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)),
+        "special_tokens_map.json": _json(
+            dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        ),
         "checkpoint_manifest.json": canonical_json(dict(record)),
         "README.md": model_card(record).encode(),
         ".gitattributes": ATTRIBUTES.encode(),
@@ -49,7 +55,10 @@ def export_revision(
 
 
 def model_config(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` with the keys of transformers 4 (`rotary_pct`, `torch_dtype`) and 5 (`rope_parameters`)."""
+    """`config.json` with the keys of transformers 4 (`rotary_pct`.
+
+    `torch_dtype`) and 5 (`rope_parameters`).
+    """
     rope = {
         "rope_type": "default",
         "rope_theta": hf["rotary_emb_base"],

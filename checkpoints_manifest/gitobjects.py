@@ -1,7 +1,9 @@
-"""Real git object ids without git: blobs, Git LFS pointers, flat trees and commits (SHA-1, as the Hub uses).
+"""Real git object ids without git.
 
-Dates and authors are fixed, so the same files in the same order give the same commit on every machine, and a local Hub and
-a remote one agree.
+Blobs, Git LFS pointers, flat trees and commits (SHA-1, as the Hub uses).
+
+Dates and authors are fixed, so the same files in the same order give the same commit on every
+machine, and a local Hub and a remote one agree.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def blob_id(data: bytes) -> str:
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
     """The pointer file that git stores in place of a large file."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    )
 
 
 def tree_id(blobs: Mapping[str, str]) -> str:

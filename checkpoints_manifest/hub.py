@@ -1,8 +1,11 @@
-"""A local Hub in the Hugging Face cache layout: `from_pretrained(repo, revision="step64")` works offline.
+"""A local Hub in the Hugging Face cache layout.
 
-Blobs are content-addressed and shared between revisions (weights are hard links to the run's own files); commits have real
-git ids on one linear history; a revision's ref is written last, atomically, so readers see a complete revision or none.
-Point `HF_HUB_CACHE` at the directory and set `HF_HUB_OFFLINE=1`.
+`from_pretrained(repo, revision="step64")` works offline.
+
+Blobs are content-addressed and shared between revisions (weights are hard links to the run's own
+files); commits have real git ids on one linear history; a revision's ref is written last,
+atomically, so readers see a complete revision or none. Point `HF_HUB_CACHE` at the directory and
+set `HF_HUB_OFFLINE=1`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ _STEP = re.compile(r"step(\d+)")
 
 
 class LocalHub:
-    """Revisions of models below one cache directory. One writer per repository; any number of readers."""
+    """Revisions of models below one cache directory.
+
+    One writer per repository; any number of readers.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -70,7 +76,8 @@ class LocalHub:
         existing = self.commit_of(repo_id, revision)
         if later and existing is None:
             raise CheckpointError(
-                f"{repo_id}: {revision} comes before {later[0]}, which is published; history is linear. Publish in order"
+                f"{repo_id}: {revision} comes before {later[0]}, which is published; history is "
+                f"linear. Publish in order"
             )
         earlier = [name for name in before if _number(name) < _number(revision)]
         parent = self.commit_of(repo_id, earlier[-1]) if earlier else None
@@ -80,7 +87,8 @@ class LocalHub:
         commit = commit_id(tree_id(git_ids), parent, f"{repo_id} {revision}")
         if existing not in (None, commit):
             raise CheckpointError(
-                f"{repo_id}: {revision} is published as commit {existing}; the files given now would be {commit}. "
+                f"{repo_id}: {revision} is published as commit {existing}; the files given now "
+                f"would be {commit}. "
                 "A published step never changes: publish to another repository"
             )
         _add_snapshot(repository, commit, blobs)
@@ -101,7 +109,10 @@ def _number(revision: str) -> int:
 
 
 def _add_blobs(repository: Path, files: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Stores every file; returns file name to blob name in the cache, and file name to git blob id."""
+    """Stores every file; returns file name to blob name in the cache.
+
+    And file name to git blob id.
+    """
     blobs, git_ids = {}, {}
     for path in sorted(files.iterdir()):
         if not path.is_file():

@@ -1,8 +1,10 @@
-"""`manifest-v1`: one canonical-JSON record per checkpoint, and the append-only ledger that chains them.
+"""`manifest-v1`: one canonical-JSON record per checkpoint.
 
-Each record carries the digest of the one before it, so a changed byte anywhere breaks the chain from there on. No two
-steps may share a weights root unless the record says why. Specification: docs/spec/manifest.md; JSON Schema:
-manifest-v1.schema.json beside this file.
+And the append-only ledger that chains them.
+
+Each record carries the digest of the one before it, so a changed byte anywhere breaks the chain
+from there on. No two steps may share a weights root unless the record says why. Specification:
+docs/spec/manifest.md; JSON Schema: manifest-v1.schema.json beside this file.
 """
 
 from __future__ import annotations
@@ -66,16 +68,21 @@ class Ledger:
             where = f"{self.path} line {number}"
             if not line.endswith(b"\n"):
                 raise CheckpointError(
-                    f"{where} is torn: it has no end; the process died while writing it. Resume the run, which mends the "
+                    f"{where} is torn: it has no end; the process died while writing it. Resume "
+                    f"the run, which mends the "
                     "ledger from the checkpoint's own manifest.json"
                 )
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise CheckpointError(f"{where} is not JSON ({error}); restore the ledger from a copy") from error
+                raise CheckpointError(
+                    f"{where} is not JSON ({error}); restore the ledger from a copy"
+                ) from error
             check_record(record, where)
             if canonical_json(record) + b"\n" != line:
-                raise CheckpointError(f"{where} is not in canonical form; restore the ledger from a copy")
+                raise CheckpointError(
+                    f"{where} is not in canonical form; restore the ledger from a copy"
+                )
             self.check_next(records, record, where)
             records.append(record)
         return records
@@ -99,15 +106,19 @@ class Ledger:
         previous = record_digest(records[-1]) if records else None
         if record["previous"] != previous:
             raise CheckpointError(
-                f"{where} (step {record['step']}): the ledger's chain is broken: expected previous {previous}, found "
+                f"{where} (step {record['step']}): the ledger's chain is broken: expected "
+                f"previous {previous}, found "
                 f"{record['previous']}; restore the ledger from a copy"
             )
         if records and record["step"] <= records[-1]["step"]:
-            raise CheckpointError(f"{where}: step {record['step']} does not follow step {records[-1]['step']}")
+            raise CheckpointError(
+                f"{where}: step {record['step']} does not follow step {records[-1]['step']}"
+            )
         same = [r["step"] for r in records if r["weights_root"] == record["weights_root"]]
         if same and "same_weights_reason" not in record:
             raise CheckpointError(
-                f"{where}: step {record['step']} has the weights of step {same[0]} (root {record['weights_root']}) and "
+                f"{where}: step {record['step']} has the weights of step {same[0]} (root "
+                f"{record['weights_root']}) and "
                 "gives no same_weights_reason; two steps do not share weights by accident"
             )
 

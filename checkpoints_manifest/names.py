@@ -1,7 +1,8 @@
 """Parameter names as checkpoints store them: the names that every transformers version shares.
 
-In memory transformers 5 calls GPT-NeoX's output matrix `lm_head.weight`; `save_pretrained` writes it as `embed_out.weight`,
-as every version before did. Only the name on disk is stable, so it is the one in layouts, digests and keys of draws.
+In memory transformers 5 calls GPT-NeoX's output matrix `lm_head.weight`; `save_pretrained` writes
+it as `embed_out.weight`, as every version before did. Only the name on disk is stable, so it is the
+one in layouts, digests and keys of draws.
 """
 
 from __future__ import annotations

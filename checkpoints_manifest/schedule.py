@@ -1,4 +1,7 @@
-"""Which steps are saved: a union of explicit steps, powers of two and every N. A pure function of the suite's YAML."""
+"""Which steps are saved.
+
+A union of explicit steps, powers of two and every N. A pure function of the suite's YAML.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ def checkpoint_steps(spec: Mapping[str, Any], total_steps: int) -> tuple[int, ..
     """Steps with a checkpoint, ascending.
 
     Args:
-        spec: `explicit` (list of steps), `powers_of_two_upto` (1, 2, 4 ... up to this step), `every` (multiples of this,
+        spec: `explicit` (list of steps), `powers_of_two_upto` (1, 2, 4 ... up to this step),
+        `every` (multiples of this,
             from it on), `last` (the final step). All optional.
         total_steps: updates in the run; later steps are left out.
 

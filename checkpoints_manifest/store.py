@@ -1,9 +1,10 @@
 """Checkpoints on disk: complete or absent, durable, verified as written.
 
-Layout: `RUN/checkpoints/step{N}/{model,optimizer}.safetensors, trainer_state.json, manifest.json`, and the ledger
-`RUN/manifest.jsonl`. A checkpoint is written into a temporary directory on the same file system (space reserved before
-the first byte), synced, read back and digested, renamed, and then entered into the ledger. A crash at any point leaves
-complete-or-absent; `reconcile` clears the rest. Nothing here ever deletes a complete checkpoint.
+Layout: `RUN/checkpoints/step{N}/{model,optimizer}.safetensors, trainer_state.json, manifest.json`,
+and the ledger `RUN/manifest.jsonl`. A checkpoint is written into a temporary directory on the same
+file system (space reserved before the first byte), synced, read back and digested, renamed, and
+then entered into the ledger. A crash at any point leaves complete-or-absent; `reconcile` clears the
+rest. Nothing here ever deletes a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -64,8 +65,10 @@ def save_checkpoint(
         The record.
 
     Raises:
-        OSError: the file system refused (full disk): the temporary directory is gone, earlier checkpoints are untouched.
-        CheckpointError: what was read back is not what was written, or the step exists with other content.
+        OSError: the file system refused (full disk): the temporary directory is gone, earlier
+        checkpoints are untouched.
+        CheckpointError: what was read back is not what was written, or the step exists with other
+        content.
     """
     from safetensors.torch import save
 
@@ -114,7 +117,9 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def _moment_root(leaves: Mapping[str, bytes], kind: str) -> str:
-    return tensors_root({name: leaf for name, leaf in leaves.items() if name.startswith(f"{kind}.")})
+    return tensors_root(
+        {name: leaf for name, leaf in leaves.items() if name.startswith(f"{kind}.")}
+    )
 
 
 def _check_read_back(
@@ -128,7 +133,9 @@ def _check_read_back(
 
     def leaves(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
         return {
-            name: tensor_leaf(name, "F32", list(t.shape), memoryview(t.contiguous().numpy()).cast("B"))
+            name: tensor_leaf(
+                name, "F32", list(t.shape), memoryview(t.contiguous().numpy()).cast("B")
+            )
             for name, t in tensors.items()
         }
 
@@ -137,7 +144,8 @@ def _check_read_back(
     found = [record["weights_root"], *(record["state_roots"][kind] for kind in _MOMENTS)]
     if expected != found:
         raise CheckpointError(
-            f"{directory}: read back {found}, expected {expected}: the disk or memory of this machine changed bytes; "
+            f"{directory}: read back {found}, expected {expected}: the disk or memory of this "
+            f"machine changed bytes; "
             "the checkpoint was not published, earlier ones are untouched"
         )
 
@@ -181,7 +189,8 @@ def verify_checkpoint(run_dir: Path, record: Record) -> None:
         for key in ("size", "sha256"):
             if found[key] != item[key]:
                 raise CheckpointError(
-                    f"step{record['step']}: {path}: expected {key} {item[key]}, found {found[key]}; {remedy}"
+                    f"step{record['step']}: {path}: expected {key} {item[key]}, found "
+                    f"{found[key]}; {remedy}"
                 )
     leaves = file_leaves(directory / OPTIMIZER)
     expected = {"weights_root": record["weights_root"], **record["state_roots"]}
@@ -190,12 +199,15 @@ def verify_checkpoint(run_dir: Path, record: Record) -> None:
     for key, value in roots.items():
         if value != expected[key]:
             raise CheckpointError(
-                f"step{record['step']}: {directory}: expected {key} {expected[key]}, found {value}; {remedy}"
+                f"step{record['step']}: {directory}: expected {key} {expected[key]}, found "
+                f"{value}; {remedy}"
             )
 
 
 def reconcile(run_dir: Path) -> list[str]:
-    """Clears what a killed process left: temporary directories, a torn ledger line, a checkpoint not yet in the ledger.
+    """Clears what a killed process left.
+
+    Temporary directories, a torn ledger line, a checkpoint not yet in the ledger.
 
     Returns:
         What was done, a line each.
@@ -228,7 +240,8 @@ def latest_complete_step(run_dir: Path) -> int | None:
     """The newest checkpoint, verified; None when there is none.
 
     Raises:
-        CheckpointError: the newest checkpoint is damaged or gone; names what to do. Earlier ones are untouched.
+        CheckpointError: the newest checkpoint is damaged or gone; names what to do. Earlier ones
+        are untouched.
     """
     records = ledger_of(run_dir).records()
     if not records:

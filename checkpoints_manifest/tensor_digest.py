@@ -1,7 +1,7 @@
 """`tensor-digest-v1`: digests of tensors that do not depend on the file format. No torch needed.
 
-A leaf covers a tensor's name, dtype, shape and little-endian bytes (so -0.0 is not 0.0); a root covers all leaves in name
-order. Specification with vectors: docs/spec/tensor-digest.md.
+A leaf covers a tensor's name, dtype, shape and little-endian bytes (so -0.0 is not 0.0); a root
+covers all leaves in name order. Specification with vectors: docs/spec/tensor-digest.md.
 """
 
 from __future__ import annotations
@@ -56,17 +56,21 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]],
     """Parses and validates a safetensors header.
 
     Returns:
-        (name -> (dtype, shape, start, stop) with offsets into the data section, where the data section starts).
+        (name -> (dtype, shape, start, stop) with offsets into the data section, where the data
+        section starts).
 
     Raises:
-        CheckpointError: an absurd size, broken JSON, an unknown dtype, or offsets that overlap, leave gaps or do not fit.
+        CheckpointError: an absurd size, broken JSON, an unknown dtype, or offsets that overlap,
+        leave gaps or do not fit.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise CheckpointError(f"{path}: expected a safetensors header within {size} bytes, found length {length}")
+            raise CheckpointError(
+                f"{path}: expected a safetensors header within {size} bytes, found length {length}"
+            )
         raw = file.read(length)
     try:
         header = json.loads(raw)
@@ -85,12 +89,20 @@ def _check_offsets(
     path: Path, entries: dict[str, tuple[str, list[int], int, int]], available: int
 ) -> None:
     end = 0
-    for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda e: (e[1][2], e[1][3])):
+    for name, (dtype, shape, start, stop) in sorted(
+        entries.items(), key=lambda e: (e[1][2], e[1][3])
+    ):
         elements = 1
         for length in shape:
             elements *= length if isinstance(length, int) and length >= 0 else -1
-        if dtype not in DTYPE_BYTES or start != end or stop - start != elements * DTYPE_BYTES[dtype]:
-            raise CheckpointError(f"{path}: tensor {name!r} ({dtype}, {shape}) does not fit offsets [{start}, {stop})")
+        if (
+            dtype not in DTYPE_BYTES
+            or start != end
+            or stop - start != elements * DTYPE_BYTES[dtype]
+        ):
+            raise CheckpointError(
+                f"{path}: tensor {name!r} ({dtype}, {shape}) does not fit offsets [{start}, {stop})"
+            )
         end = stop
     if end != available:
         raise CheckpointError(f"{path}: expected {end} bytes of tensors, found {available}")

@@ -1,7 +1,10 @@
-"""`tripod verify checkpoints`: recompute everything that a run's ledger states. Needs neither torch nor the trainer.
+"""`tripod verify checkpoints`.
 
-For every checkpoint: sizes and sha256 of its files, tensor roots, its own manifest.json against the ledger, the ledger's
-chain, the token-order chain from order.log, the metrics log up to its step, and the digests of configuration and numerics.
+Recompute everything that a run's ledger states. Needs neither torch nor the trainer.
+
+For every checkpoint: sizes and sha256 of its files, tensor roots, its own manifest.json against the
+ledger, the ledger's chain, the token-order chain from order.log, the metrics log up to its step,
+and the digests of configuration and numerics.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ def verify_checkpoints(run_dir: Path) -> Report:
     except CheckpointError as error:
         return Report(0, (str(error),))
     if not records:
-        return Report(0, (f"{run_dir / 'manifest.jsonl'} holds no checkpoint; train the run first",))
+        return Report(
+            0, (f"{run_dir / 'manifest.jsonl'} holds no checkpoint; train the run first",)
+        )
     findings: list[str] = []
     for record in records:
         findings += _check_one(run_dir, record)
@@ -63,20 +68,28 @@ def _check_one(run_dir: Path, record: Record) -> list[str]:
 def _check_chain(run_dir: Path, records: list[Record]) -> list[str]:
     data = json.loads((run_dir / "config.json").read_text())["data"]
     chain = chain_start(
-        data["index_digest"], data["seq_len"], data["batch_size"], data["order"], data["seed"], data["overlay"]
+        data["index_digest"],
+        data["seq_len"],
+        data["batch_size"],
+        data["order"],
+        data["seed"],
+        data["overlay"],
     )
     log = (run_dir / "order.log").read_bytes() if (run_dir / "order.log").exists() else b""
     done = 0
     for record in records:
         step = record["step"]
         if len(log) < step * _LEAF:
-            return [f"step{step}: order.log holds {len(log) // _LEAF} steps; expected at least {step}"]
+            return [
+                f"step{step}: order.log holds {len(log) // _LEAF} steps; expected at least {step}"
+            ]
         for index in range(done, step):
             chain = chain_next(chain, log[index * _LEAF : (index + 1) * _LEAF])
         done = step
         if record["order"]["chain"] != chain.hex():
             return [
-                f"step{step}: the record carries order chain {record['order']['chain']}, order.log gives {chain.hex()}"
+                f"step{step}: the record carries order chain {record['order']['chain']}, "
+                f"order.log gives {chain.hex()}"
             ]
     return []
 
@@ -91,7 +104,8 @@ def _check_metrics(run_dir: Path, records: list[Record]) -> list[str]:
         done = step
         if len(lines) < step or digest.hexdigest() != record["metrics"]:
             return [
-                f"step{step}: expected the first {step} lines of metrics.jsonl to have sha256 {record['metrics']}, "
+                f"step{step}: expected the first {step} lines of metrics.jsonl to have sha256 "
+                f"{record['metrics']}, "
                 f"found {digest.hexdigest()}"
             ]
     return []
@@ -104,6 +118,7 @@ def _check_side_files(run_dir: Path, records: list[Record]) -> list[str]:
         found = sha256_hex(path.read_bytes()) if path.exists() else "no file"
         if found != records[-1][key]:
             findings.append(
-                f"step{records[-1]['step']}: expected {path.name} with sha256 {records[-1][key]}, found {found}"
+                f"step{records[-1]['step']}: expected {path.name} with sha256 {records[-1][key]}, "
+                f"found {found}"
             )
     return findings

@@ -105,12 +105,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line; Hydra overrides (`key=value`) may stand after options too."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    takes_overrides = hasattr(arguments, "overrides")
+    odd = [word for word in rest if word.startswith("-") or "=" not in word or not takes_overrides]
+    if odd:
+        parser.error(f"unrecognized arguments: {' '.join(odd)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
     from data_pipeline.errors import DatasetError
     from suite.launch import RunFailedError
 
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return int(arguments.run(arguments))
     except (DatasetError, RunFailedError, OSError, ValueError, RuntimeError) as error:
@@ -216,7 +229,6 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     from checkpoints_manifest.hub import LocalHub
-
     from suite.publish import publish_run
     from suite.verify import run_dirs_of
     from suite.verify_order import load_config

@@ -8,7 +8,6 @@ from pathlib import Path
 from checkpoints_manifest.export import export_revision
 from checkpoints_manifest.hub import LocalHub
 from checkpoints_manifest.manifest import Ledger
-
 from suite.config import RunConfig, dataset_dir
 
 

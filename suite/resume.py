@@ -13,7 +13,6 @@ from typing import IO
 
 from checkpoints_manifest.manifest import Ledger
 from checkpoints_manifest.store import latest_complete_step, reconcile
-
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.digests import chain_start
 from data_pipeline.durable import write_bytes

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_manifest.manifest import Ledger
-
 from suite.verify import run_dirs_of
 from suite.verify_order import load_config
 

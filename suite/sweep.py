@@ -20,7 +20,6 @@ from typing import IO
 
 from checkpoints_manifest.hub import LocalHub
 from checkpoints_manifest.manifest import Ledger, record_digest
-
 from data_pipeline.durable import free_bytes, write_bytes
 from suite.config import ConfigError, RunConfig, sibling_differences
 from suite.data import ensure_dataset

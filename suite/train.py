@@ -50,7 +50,9 @@ def to_mapping(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-@hydra.main(version_base="1.3", config_path="../sweeps", config_name="config")
+@hydra.main(  # type: ignore[untyped-decorator]
+    version_base="1.3", config_path="../sweeps", config_name="config"
+)
 def main(config: DictConfig) -> None:
     """Trains the rung that the command line names, continuing what is in its directory."""
     mapping = to_mapping(config)

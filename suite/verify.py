@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints_manifest.verify import verify_checkpoints
-
 from suite.verify_labels import verify_labels
 from suite.verify_order import Verdict, verify_order
 

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from checkpoints_manifest.manifest import Ledger
 
+from checkpoints_manifest.manifest import Ledger
 from data_pipeline.batches import BatchReader
 from suite.config import RunConfig, dataset_dir
 from suite.numerics import apply_determinism, check_same, numerics_record, profile_environment
@@ -95,8 +95,8 @@ def batch_losses(config: RunConfig, weights: Path, ids_BT: np.ndarray) -> np.nda
     import torch
     from safetensors.torch import load_file
 
-    from suite.engine import sequence_nll
     from checkpoints_manifest.names import load_canonical
+    from suite.engine import sequence_nll
     from suite.models import build_model
 
     if (weights.parent / "tokenizer.json").exists():

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints_manifest.manifest import Ledger
-
 from data_pipeline.batches import BatchReader
 from data_pipeline.build import expected_leaves
 from data_pipeline.digests import chain_next

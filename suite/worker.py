@@ -15,7 +15,6 @@ from pathlib import Path
 
 from checkpoints_manifest.schedule import checkpoint_steps
 from checkpoints_manifest.store import load_checkpoint, save_checkpoint
-
 from data_pipeline.batches import BatchReader
 from data_pipeline.build import expected_leaves
 from suite.comm import Group, join_group

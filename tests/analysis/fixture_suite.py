@@ -1,7 +1,7 @@
 """A suite small enough for tests, trained in seconds by a plain loop and laid out like a real one.
 
-Every file is written by the packages that write it in a real run, except the training log, which this
-loop writes itself. The corpus has a header that most documents share, so some windows repeat.
+Every file is written by the packages that write it in a real run, except the training log, which
+this loop writes itself. The corpus has a header that most documents share, so some windows repeat.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import torch
 from checkpoints_manifest.export import export_revision
 from checkpoints_manifest.hub import LocalHub
 from checkpoints_manifest.manifest import Ledger
+from checkpoints_manifest.names import canonical_parameters
 from checkpoints_manifest.store import save_checkpoint
 from data_pipeline.batches import BatchReader
 from data_pipeline.build import build_dataset
@@ -23,16 +24,24 @@ from data_pipeline.digests import chain_next, chain_start, leaf, sequence_digest
 from tests.analysis.tiny import SEQ_LEN, VOCAB, hf_config, new_model
 
 BATCH = 8
-HEADER = (
-    "# Licensed under the terms of the test corpus, as is and without any warranty of any kind.\n"
-    "# You may copy this file, change it and pass it on, if you keep these three lines at its top.\n"
-    "# See the file LICENSE for the words that count; the words here are for people in a hurry.\n\n"
-)
+HEADER = """# Licensed under the terms of the test corpus, as is, without any warranty of any kind.
+# You may copy this file, change it and pass it on, if you keep these lines at its top.
+# See the file LICENSE for the words that count; the words here are for people in a hurry.
+# Nothing in this file was written by hand, and nobody should read it for its story.
+
+import order, step, shard, token
+from ledger import digest, chain, record, append
+from suite import rung, seed, batch, quantum, schedule, checkpoint
+
+if __name__ == "__main__":
+    raise SystemExit("this file is text, not a program; see the three lines above")
+
+"""
 NOUNS = ["step", "token", "order", "batch", "digest", "shard", "model", "seed", "ledger", "loss"]
 VERBS = ["reads", "writes", "checks", "keeps", "hashes", "follows", "counts", "proves", "repeats"]
 
 
-def write_corpus(root: Path, documents: int = 48, lines: int = 60) -> None:
+def write_corpus(root: Path, documents: int = 90, lines: int = 30) -> None:
     """Sentences drawn by hash, so that every machine writes the same text."""
     for number in range(documents):
         text = HEADER if number % 4 else ""
@@ -40,7 +49,7 @@ def write_corpus(root: Path, documents: int = 48, lines: int = 60) -> None:
             draw = hashlib.sha256(f"{number}/{line}".encode()).digest()
             words = (NOUNS[draw[0] % 10], VERBS[draw[1] % 9], NOUNS[draw[2] % 10], draw[3] % 50)
             text += "the {} {} the {} number {}.\n".format(*words)
-        path = root / f"part{number % 3}" / f"document-{number:02d}.txt"
+        path = root / f"part{number % 3}" / f"document-{number:03d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -160,7 +169,7 @@ def train_rung(run_dir: Path, config: dict[str, Any]) -> None:
 def _save(
     run_dir: Path, step: int, model: Any, chain: bytes, config: dict[str, Any], metrics: bytes
 ) -> None:
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    weights = {name: p.detach().clone() for name, p in canonical_parameters(model).items()}
     moments = {
         f"{kind}.{name}": torch.zeros_like(value)
         for kind in ("exp_avg", "exp_avg_sq")

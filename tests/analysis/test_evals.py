@@ -1,4 +1,4 @@
-"""lm-eval over checkpoints: swapped weights equal a fresh load, and nothing is cached across weights."""
+"""lm-eval over checkpoints: swapped weights equal a fresh load, nothing is kept across weights."""
 
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,10 @@ def test_swapped_weights_equal_a_fresh_load_bit_for_bit(
     evals.evaluate(harness, subject.language_model)  # step 0 first, so that a cache could be filled
     subject.load(rung.checkpoints[-1])
     swapped = evals.evaluate(harness, subject.language_model)
-    where = {"revision": "step8", "cache_dir": rung.hub, "local_files_only": True}
+    snapshot = rung.checkpoints[-1].weights.parent
     fresh = HFLM(
-        pretrained=AutoModelForCausalLM.from_pretrained(rung.repo_id, **where).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(rung.repo_id, **where),
+        pretrained=AutoModelForCausalLM.from_pretrained(snapshot).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(snapshot),
         batch_size=EVAL_BATCH,
     )
     expected = evals.evaluate(harness, fresh)
@@ -96,8 +96,9 @@ def test_perplexity_of_an_excerpt_equals_the_models_loss(
 def test_rows_and_record_name_every_metric(suite: SuiteDir, harness: evals.Harness) -> None:
     results = evals.evaluate(harness, Subject(suite.rungs[0]).language_model)
     rows = evals.result_rows(results)
-    assert rows["n"].tolist() == [8, 4, 4, 4]
-    assert set(rows["metric"]) == {"acc", "word_perplexity", "byte_perplexity", "bits_per_byte"}
+    assert rows["n"].tolist() == [8, 8, 4, 4, 4]
+    expected = ["acc", "acc_mutual_info", "word_perplexity", "byte_perplexity", "bits_per_byte"]
+    assert rows["metric"].tolist() == expected
     record = evals.public_record(results)
     assert len(record["samples"]["tripod_continuation"]) == 8
     assert "doc" not in record["samples"]["tripod_continuation"][0]

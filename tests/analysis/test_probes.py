@@ -1,4 +1,4 @@
-"""Probes: exposures by brute force, controls that were not read, and a name that changes with them."""
+"""Probes: exposures by brute force, controls that were not read, a name that follows them."""
 
 from pathlib import Path
 
@@ -7,15 +7,17 @@ import pandas as pd
 import pytest
 
 from analysis.probes import (
-    ProbeSizes,
     Probes,
+    ProbeSizes,
     build_probes,
     evenly,
     exposures_before,
     last_exposure_before,
     probe_digest,
 )
+from analysis.repeated import repeated_places
 from analysis.rungs import AnalysisError, SuiteDir
+from analysis.windows import Consumed
 from data_pipeline.batches import BatchReader
 from data_pipeline.shards import TokenStream
 from tests.analysis.fixture_suite import BATCH
@@ -67,13 +69,58 @@ def test_future_probes_lie_beyond_the_run(suite: SuiteDir, probes: Probes) -> No
     assert (future["position"] >= suite.last_step * BATCH).all()
 
 
-def test_repeated_probes_fill_their_stratum_and_share_no_predicted_id(probes: Probes) -> None:
+def test_repeated_probes_lie_in_their_stratum_and_keep_their_distance(probes: Probes) -> None:
     repeated = probes.table[probes.table["cohort"] == "repeated"]
-    assert len(repeated) >= 4
+    assert len(repeated) >= 8
+    assert repeated["stratum"].nunique() >= 2
     assert (repeated["stratum"] <= repeated["n_exposures"]).all()
     assert (repeated["n_exposures"] < 2 * repeated["stratum"]).all()
-    offsets = np.sort(repeated["offset"].to_numpy())
-    assert (np.diff(offsets) >= 32).all()
+    assert repeated["stratum"].value_counts().max() <= SIZES.repeated_per_stratum
+    assert (np.diff(np.sort(repeated["offset"].to_numpy())) >= 8).all()
+
+
+class Rows:
+    """Sequences that are given, read in their order."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+
+    def sequences(self, *arguments: object) -> np.ndarray:
+        if isinstance(arguments[0], np.ndarray):
+            return self.ids[arguments[0]]
+        return np.arange(arguments[0], arguments[0] + arguments[1])  # type: ignore[operator]
+
+
+def planted(copies: dict[int, int]) -> Consumed:
+    """Sequences of 129 ids: content k, without repeats inside, appears copies[k] times."""
+    contents = [np.arange(1, 130) + 1000 * k for k, times in copies.items() for _ in range(times)]
+    rows = Rows(np.stack(contents))
+    return Consumed(rows, rows, 128, len(contents))
+
+
+def test_repeated_windows_of_a_planted_stream() -> None:
+    """129 ids hold 66 windows: 3 starts are 32 apart at most; 8 apart, they are at most 9."""
+    scan = planted({0: 1, 1: 3, 2: 5})
+    places = repeated_places(scan, per_stratum=100, eod=0)
+    for low, position, content in ((2, 1, 1), (4, 4, 2)):
+        mine = [place for place in places if place[0] == low]
+        assert {place[1] for place in mine} == {position}, content
+        columns = np.sort([place[2] for place in mine])
+        assert (np.diff(columns) >= 8).all()
+        assert 5 <= len(columns) <= 9
+    assert {place[0] for place in places} == {2, 4}
+    few = repeated_places(scan, per_stratum=1, eod=0)
+    assert [place[0] for place in few] == [2, 4]
+    far = [place[2] for place in repeated_places(scan, 2, 0) if place[0] == 2]
+    assert len(far) == 2
+
+
+def test_windows_with_a_mark_are_not_chosen() -> None:
+    scan = planted({1: 4})
+    marked = 1000 + 65  # the 65th id of the content is the mark: only windows before or after it
+    places = repeated_places(scan, per_stratum=100, eod=marked)
+    assert places
+    assert all(column + 64 <= 64 or column > 64 for _, _, column in places)
 
 
 def test_no_probe_holds_an_end_of_document_mark(probes: Probes) -> None:

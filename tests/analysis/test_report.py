@@ -1,4 +1,4 @@
-"""The report is one file that needs nothing else, says what the tables say, and escapes what it shows."""
+"""The report is one file, says what the tables say, and escapes what it shows."""
 
 import base64
 import io
@@ -149,8 +149,8 @@ def test_losses_at_exposure_average_to_the_logged_loss(analysed: Path) -> None:
     for entry in order_view(suite)["sample"]:
         for place, rung in enumerate((suite.rungs[0], suite.rungs[-1])):
             mean = sum(row[3][place] for row in entry["rows"]) / BATCH
-            update = entry["step"] + 1  # update n = t + 1 consumes batch t
-            logged = metrics.query("rung == @rung.name and step == @update")["loss"].item()
+            mine = metrics[metrics["rung"] == rung.name].set_index("step")
+            logged = mine.loc[entry["step"] + 1, "loss"]  # update n = t + 1 consumes batch t
             assert mean == pytest.approx(logged, abs=0.006)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from analysis.rungs import AnalysisError, SuiteDir, verified_root
 from analysis.subject import Subject
+from checkpoints_manifest.names import canonical_parameters
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_swapping_leaves_no_trace_of_the_weights_before(trained: Path) -> None:
     for checkpoint in (*rung.checkpoints, rung.checkpoints[0]):
         subject.load(checkpoint)
         file = load_file(checkpoint.weights)
-        held = dict(subject.model.named_parameters())
+        held = canonical_parameters(subject.model)
         assert held.keys() == file.keys()
         assert all(torch.equal(held[name], file[name]) for name in file)
 

@@ -81,10 +81,10 @@ def test_stored_configuration_round_trips(mapping):
 
 def test_a_sibling_that_drifts_outside_the_axes_is_seen(mapping):
     one = RunConfig.from_mapping(mapping)
-    record, drifted = one.to_record(), changed(one.to_record(), "train.clip", 0.5)
+    record, drifted = one.to_record(), changed(one.to_record(), "train.clip", 0.25)
     assert sibling_differences({"a": record, "b": record}, one.suite.axes) == []
     assert sibling_differences({"a": record, "b": drifted}, one.suite.axes) == [
-        "train.clip: a has 1.0, b has 0.5"
+        "train.clip: a has 0.5, b has 0.25"
     ]
     assert sibling_differences({"a": record, "b": drifted}, ("train",)) == []
 
@@ -95,7 +95,7 @@ def test_a_directory_keeps_its_configuration(mapping, tmp_path):
     write_config(config, tmp_path)
     other = RunConfig.from_mapping(changed(mapping, "train.clip", 0.25))
     with pytest.raises(
-        ConfigError, match=r"train\.clip: the directory has 1\.0, the command has 0\.25"
+        ConfigError, match=r"train\.clip: the directory has 0\.5, the command has 0\.25"
     ):
         write_config(other, tmp_path)
 

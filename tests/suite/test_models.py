@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from suite.config import RunConfig
 from checkpoints_manifest.names import canonical_parameters
+from suite.config import RunConfig
 from suite.models import build_model, decays
 from suite.train import compose
 
