@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from analysis.analyze import analyze_suite
+from checkpoints_manifest.errors import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             lambda line: print(f"   {line}  [{time.perf_counter() - started:.0f} s]", flush=True),
             chosen.workers,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

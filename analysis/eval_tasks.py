@@ -40,7 +40,7 @@ class ItemSizes:
         context_chars, choice_chars, ppl_chars: lengths in characters.
     """
 
-    continuation: int = 96
+    continuation: int = 128
     ppl: int = 32
     context_chars: int = 96
     choice_chars: int = 40

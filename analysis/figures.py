@@ -5,7 +5,7 @@ One colour per model size everywhere (viridis in log parameters, its bright end 
 colour-blind readers); further seeds of a size are thinner. Text stays text, so the page's fonts
 apply and it can be selected and searched. Equal tables give equal bytes.
 
-Line groups have ids ``<figure>__<rung>``, which the page uses to show and hide rungs.
+The groups of a rung carry ``data-rung``, which the page uses to show and hide it.
 """
 
 import io
@@ -118,7 +118,8 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", svg)
-    svg = re.sub(r'id="(?!' + re.escape(name) + r"__)", f'id="{name}-', svg)
+    svg = re.sub(rf'id="{re.escape(name)}__([^"]*)"', r'data-rung="\1"', svg)
+    svg = svg.replace(' id="', f' id="{name}-')
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
     return svg.replace("<svg ", '<svg role="img" ', 1).strip()
 

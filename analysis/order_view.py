@@ -20,7 +20,7 @@ def order_view(suite: SuiteDir, max_steps: int = MAX_STEPS) -> dict[str, Any]:
     """Describe evenly spaced steps, the first and the last included.
 
     Returns:
-        ``{"steps": total, "rungs": [smallest, largest], "documents": [[source, name], ...],
+        ``{"steps": total, "rungs": [smallest, largest], "documents": [[source, label], ...],
         "sample": [{"step", "leaf", "rows": [[sequence, [document index, ...], snippet,
         [loss in the smallest, loss in the largest rung]], ...]}, ...]}``; steps are 0-based. A loss
         is that of the sequence when it was read, in nats per token, or None where it was not
@@ -52,9 +52,14 @@ def order_view(suite: SuiteDir, max_steps: int = MAX_STEPS) -> dict[str, Any]:
     return {
         "steps": total,
         "rungs": [rung.name for rung in ends],
-        "documents": [list(key) for key in documents],
+        "documents": [[source, document_label(source, name)] for source, name in documents],
         "sample": sample,
     }
+
+
+def document_label(source: str, name: str) -> str:
+    """The path of a document, its source included once."""
+    return name if name.startswith(f"{source}/") else f"{source}/{name}"
 
 
 def snippet(data: bytes, chars: int = SNIPPET_CHARS) -> str:

@@ -83,7 +83,7 @@ def _continuation(evals: pd.DataFrame, rungs: Looks) -> Panel:
         name,
         "Picking the true continuation",
         f"Accuracy on {int(rows['n'].iloc[0])} items with four choices; the wrong ones come from "
-        "other held-out documents. Chosen is the text that the context makes most likelier "
+        "other held-out documents. Chosen is the text that the context helps most "
         f"(acc_mutual_info). A point's 95 % interval is at most ±{widest:.2f}, see the CSV.",
         _ends_alt("Accuracy against step, chance is 0.25", rows, rungs, "value"),
         curves(name, rows, rungs, "value", "accuracy", reference=(0.25, "chance")),
@@ -124,10 +124,11 @@ def memorization_panels(table: pd.DataFrame, rungs: Looks) -> list[Panel]:
 def _recall_by_step(table: pd.DataFrame, rungs: Looks) -> Panel:
     name = "recall-by-step"
     rows = mem.repeated_vs_control(table)
+    drawn = rows[rows["n"] >= MIN_WINDOWS]
 
     def paint(axes: Any) -> None:
         for rung, look in rungs.items():
-            mine = rows[rows["rung"] == rung]
+            mine = drawn[drawn["rung"] == rung]
             for group, style in (("control", (0, (2, 2))), ("seen", "-")):
                 part = mine[mine["group"] == group].sort_values("step")
                 marker = {"marker": "o", "ms": 2.4} if group == "seen" else {}
@@ -142,9 +143,9 @@ def _recall_by_step(table: pd.DataFrame, rungs: Looks) -> Panel:
         "Text that repeats, read or not yet",
         "Mean number of ids of the continuation (of 32) that greedy decoding gets right before its "
         f"first mistake, on {count} windows that occur more than once in training. Solid: already "
-        "read. Dashed: the control, read only later.",
+        f"read. Dashed: the control, read only later. At least {MIN_WINDOWS} windows a point.",
         "Accepted length of repeated windows against step, already read and not read yet. "
-        + _ends(rows[rows["group"] == "seen"], rungs, "accepted_len"),
+        + _ends(drawn[drawn["group"] == "seen"], rungs, "accepted_len"),
         draw(name, paint),
         rows,
     )

@@ -11,7 +11,7 @@
       buttons.forEach(function (other) {
         if (other.dataset.rung === rung) other.setAttribute("aria-pressed", String(shown));
       });
-      document.querySelectorAll('.plot g[id$="__' + CSS.escape(rung) + '"]').forEach(function (group) {
+      document.querySelectorAll('.plot g[data-rung="' + CSS.escape(rung) + '"]').forEach(function (group) {
         group.style.display = shown ? "" : "none";
       });
     });
@@ -32,7 +32,7 @@
   function rowItem(row, number) {
     const item = document.createElement("li");
     const body = document.createElement("div");
-    const documents = row[1].map(function (d) { return order.documents[d].join("/"); });
+    const documents = row[1].map(function (d) { return order.documents[d][1]; });
     body.append(element("span", "doc", documents.join(" + ")), element("span", "text", row[2]));
     const losses = element("span", "losses");
     row[3].forEach(function (loss) {

@@ -17,7 +17,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.figures import Look, Panel, compact, looks
-from analysis.order_view import order_view
+from analysis.order_view import document_label, order_view
 from analysis.panels import eval_panels, loss_panels, memorization_panels
 from analysis.rungs import AnalysisError, Rung, SuiteDir
 from data_pipeline.durable import write_bytes
@@ -80,9 +80,7 @@ def _write_panel(directory: Path, panel: Panel) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_bytes(directory / f"{panel.name}.csv", panel.table.to_csv(index=False).encode())
     if panel.svg:
-        svg = panel.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        if 'xmlns="' in panel.svg.split(">", 1)[0]:
-            svg = panel.svg
+        svg = panel.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
         write_bytes(directory / f"{panel.name}.svg", svg.encode())
 
 
@@ -211,18 +209,19 @@ def _probe_counts(probes: pd.DataFrame) -> dict[str, Any]:
         "total": len(probes),
         "digest": str(probes["probe_digest"].iloc[0]),
         "most": int(most["n_exposures"]),
-        "most_document": f"{most['source']}/{most['document']}",
+        "most_document": document_label(most["source"], most["document"]),
     }
 
 
 def _files(suite: SuiteDir) -> list[dict[str, str]]:
     tables = [{"href": f"analysis/{name}.parquet", "about": ABOUT_TABLES[name]} for name in TABLES]
-    return [
+    files = [
         *tables,
         {"href": "analysis/figures/", "about": "every figure as SVG and CSV"},
         {"href": "analysis/lm-eval/", "about": "the harness's records, one JSON per checkpoint"},
         {"href": "verification.json", "about": "outcome of the verifications"},
     ]
+    return [file for file in files if (suite.path / file["href"]).exists()]
 
 
 def csv_uri(table: pd.DataFrame) -> str:

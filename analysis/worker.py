@@ -16,6 +16,7 @@ from analysis.cells import CellStore
 from analysis.measures import Measure, build_measures
 from analysis.rungs import Checkpoint, Rung, SuiteDir
 from analysis.subject import Subject
+from checkpoints_manifest.errors import CheckpointError
 
 Progress = Callable[[str], None]
 
@@ -64,17 +65,22 @@ def _be_quiet() -> None:
     logging.disable_progress_bar()
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Entry point of the worker process."""
+def main(arguments: Sequence[str]) -> int:
+    """Entry point of the worker process; returns the exit status."""
     end_with_parent()
     torch.set_num_threads(1)
     _be_quiet()
-    suite = SuiteDir.load(Path(arguments[0]))
-    store, measures = CellStore(suite.tables), build_measures(suite)
-    for rung in suite.rungs:
-        if rung.name in arguments[1:]:
-            fill_rung(store, measures, rung, lambda line: print(line, flush=True))
+    try:
+        suite = SuiteDir.load(Path(arguments[0]))
+        store, measures = CellStore(suite.tables), build_measures(suite)
+        for rung in suite.rungs:
+            if rung.name in arguments[1:]:
+                fill_rung(store, measures, rung, lambda line: print(line, flush=True))
+    except (ValueError, OSError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import analyze
+from analysis import analyze, worker
 from analysis.__main__ import main
 from analysis.analyze import analyze_suite, partition, training_metrics, write_tables
 from analysis.cells import CellStore, write_table
@@ -146,6 +146,23 @@ def test_a_worker_ends_with_the_process_that_started_it(copy: Path) -> None:
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(timeout=30) == 1
+
+
+def test_other_weights_stop_the_run_and_keep_what_is_done(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
+    suite = SuiteDir.load(copy)
+    rung, store = suite.rungs[0], CellStore(suite.tables)
+    for checkpoint in rung.checkpoints:
+        store.path("heldout", checkpoint).unlink()
+    third = rung.checkpoints[2].weights
+    third.unlink()
+    shutil.copy(rung.checkpoints[3].weights, third)  # step 8 published as step 4
+    assert worker.main([str(copy), rung.name]) == 1
+    assert "toy-8k step4: expected weights root" in capsys.readouterr().err
+    assert store.path("heldout", rung.checkpoints[1]).exists()
+    assert not store.path("heldout", rung.checkpoints[2]).exists()
 
 
 def test_the_command_line_names_what_is_wrong(

@@ -41,7 +41,7 @@ window.addEventListener("load", function () {
   say("next", text("step-name"));
   const button = document.querySelector('.legend button[data-rung="toy-50k"]');
   button.click();
-  const groups = Array.from(document.querySelectorAll('.plot g[id$="__toy-50k"]'));
+  const groups = Array.from(document.querySelectorAll('.plot g[data-rung="toy-50k"]'));
   say("groups", groups.length);
   say("hidden", groups.filter(function (g) { return g.style.display === "none"; }).length);
   say("pressed", document.querySelectorAll('.legend button[aria-pressed="false"]').length);
