@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' requirements.lock)
 TRIPOD := $(BIN)/tripod
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep verify report test test-fast check bench clean
+.PHONY: help setup sweep verify report test test-fast interop check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -32,8 +32,18 @@ verify: setup ## recompute every digest, the order and the labels of SUITE
 report: setup ## rebuild the tables and report of SUITE
 	$(TRIPOD) report $(ROOT)/$(SUITE)
 
+# The interop tests use .venv-interop where `make interop` has made it.
+INTEROP := $(wildcard .venv-interop/.installed)
 test: setup ## run the tests
-	$(BIN)/python -m pytest
+	$(if $(INTEROP),TRIPOD_TRANSFORMERS4_PYTHON=$(CURDIR)/.venv-interop/bin/python) $(BIN)/python -m pytest
+
+interop: setup .venv-interop/.installed ## load published revisions in transformers 4 as well
+	TRIPOD_TRANSFORMERS4_PYTHON=$(CURDIR)/.venv-interop/bin/python $(BIN)/python -m pytest -m interop
+
+.venv-interop/.installed: tests/interop/requirements.txt
+	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	touch $@
 
 test-fast: setup ## run the tests that train no model
 	$(BIN)/python -m pytest -m "not slow and not browser"

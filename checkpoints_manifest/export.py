@@ -96,7 +96,8 @@ tags: [tripod, {record["suite"]}]
 ---
 # {record["rung"]}, step {record["step"]}
 
-One checkpoint of the Tripod suite `{record["suite"]}`: {record["tokens"]:,} tokens seen. Trained without a BOS token.
+One checkpoint of the Tripod suite `{record["suite"]}`: {record["tokens"]:,} tokens seen.
+Trained without a BOS token.
 
 | | |
 |---|---|

@@ -73,6 +73,11 @@ def save_checkpoint(
     from safetensors.torch import save
 
     final = checkpoint_dir(run_dir, step)
+    if final.exists():
+        raise CheckpointError(
+            f"{final} exists and is never overwritten; resume the run (which enters it into the "
+            f"ledger), or move it away"
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / f"{_TEMPORARY}step{step}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -133,9 +138,7 @@ def _check_read_back(
 
     def leaves(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
         return {
-            name: tensor_leaf(
-                name, "F32", list(t.shape), memoryview(t.contiguous().numpy()).cast("B")
-            )
+            name: tensor_leaf(name, "F32", list(t.shape), t.contiguous().numpy().tobytes())
             for name, t in tensors.items()
         }
 
@@ -180,7 +183,7 @@ def verify_checkpoint(run_dir: Path, record: Record) -> None:
         CheckpointError: naming the step, the file, expected and found.
     """
     directory = checkpoint_dir(run_dir, record["step"])
-    remedy = "restore the checkpoint from a copy, or move its directory away and resume from the one before"
+    remedy = "restore the checkpoint from a copy, or `tripod rewind` the run to the one before and resume"
     for item in record["files"]:
         path = directory / item["path"]
         if not path.is_file():
@@ -225,10 +228,51 @@ def reconcile(run_dir: Path) -> list[str]:
         done.append("removed a torn last line from the ledger")
     known = {record["step"] for record in ledger.records()}
     for step in sorted(_steps_on_disk(folder) - known):
-        record = json.loads((folder / f"step{step}" / MANIFEST).read_text())
-        ledger.append(record)
+        ledger.append(_own_manifest(folder / f"step{step}" / MANIFEST))
         done.append(f"entered step {step} into the ledger")
     return done
+
+
+def rewind(run_dir: Path, step: int) -> Path:
+    """Takes every checkpoint after `step` out of the run; training then continues from `step`.
+
+    Nothing is deleted: directories and ledger go to `RUN/set-aside/<n>`, which is returned. The
+    same steps trained again give the same bits, so the ledger's chain comes out as before.
+
+    Raises:
+        CheckpointError: `step` is not in the ledger.
+    """
+    ledger = ledger_of(run_dir)
+    records = ledger.records()
+    if step not in [record["step"] for record in records]:
+        steps = ", ".join(str(record["step"]) for record in records)
+        raise CheckpointError(f"{ledger.path} has no record of step {step}; its steps: {steps}")
+    parent = run_dir / "set-aside"
+    aside = parent / str(len(list(parent.glob("*"))) if parent.exists() else 0)
+    aside.mkdir(parents=True)
+    write_bytes(aside / ledger.path.name, ledger.path.read_bytes())
+    for later in _steps_on_disk(run_dir / "checkpoints"):
+        if later > step:
+            checkpoint_dir(run_dir, later).rename(aside / f"step{later}")
+    kept = [canonical_json(record) + b"\n" for record in records if record["step"] <= step]
+    write_bytes(ledger.path, b"".join(kept))
+    return aside
+
+
+def _own_manifest(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.parent} is not in the ledger and its {MANIFEST} cannot be read ({error}); "
+            f"move the directory away and "
+            "resume from the checkpoint before it"
+        ) from error
+    if not isinstance(record, dict) or f"step{record.get('step')}" != path.parent.name:
+        raise CheckpointError(
+            f"{path} is not the record of {path.parent.name}; move the directory away and resume"
+        )
+    return record
 
 
 def _steps_on_disk(folder: Path) -> set[int]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from checkpoints_manifest.errors import CheckpointError
 from data_pipeline.canonical import canonical_json
@@ -18,7 +20,8 @@ from data_pipeline.canonical import canonical_json
 _LEAF, _ROOT = b"tensor-digest-v1\0", b"tensor-root-v1\0"
 # Bytes per element of the safetensors dtypes that a checkpoint may hold.
 DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
 _READ = 1 << 22
@@ -73,7 +76,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]],
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
         entries = {
             name: (item["dtype"], list(item["shape"]), *map(int, item["data_offsets"]))
             for name, item in header.items()
@@ -85,6 +88,13 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]],
     return entries, 8 + length
 
 
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
 def _check_offsets(
     path: Path, entries: dict[str, tuple[str, list[int], int, int]], available: int
 ) -> None:
@@ -92,14 +102,9 @@ def _check_offsets(
     for name, (dtype, shape, start, stop) in sorted(
         entries.items(), key=lambda e: (e[1][2], e[1][3])
     ):
-        elements = 1
-        for length in shape:
-            elements *= length if isinstance(length, int) and length >= 0 else -1
-        if (
-            dtype not in DTYPE_BYTES
-            or start != end
-            or stop - start != elements * DTYPE_BYTES[dtype]
-        ):
+        sound = all(isinstance(length, int) and length >= 0 for length in shape)
+        size = math.prod(shape) * DTYPE_BYTES.get(dtype, -1) if sound else -1
+        if start != end or stop - start != size:
             raise CheckpointError(
                 f"{path}: tensor {name!r} ({dtype}, {shape}) does not fit offsets [{start}, {stop})"
             )

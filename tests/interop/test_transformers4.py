@@ -1,0 +1,112 @@
+"""A published revision gives the same ids and the same logits.
+
+Bit for bit, in transformers 4 and 5.
+
+Needs a second environment (`make interop` makes it, CI does so): TRIPOD_TRANSFORMERS4_PYTHON names
+its interpreter. One thread.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from checkpoints_manifest.export import export_revision
+from checkpoints_manifest.hub import LocalHub
+from checkpoints_manifest.names import canonical_parameters
+from data_pipeline.tokenizer import train_bpe
+
+pytestmark = pytest.mark.interop
+
+HF = {
+    "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 128, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh",
+    # Not the defaults of transformers 4, which it would fall back to without the legacy keys.
+    "rotary_pct": 0.5, "rotary_emb_base": 500, "use_parallel_residual": True,
+    "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other_python():
+    found = os.environ.get("TRIPOD_TRANSFORMERS4_PYTHON")
+    if not found:
+        pytest.skip(
+            "TRIPOD_TRANSFORMERS4_PYTHON is not set; `make interop` makes the environment and "
+            "runs this"
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    folder = tmp_path_factory.mktemp("interop")
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**HF))
+    weights = folder / "w.safetensors"
+    save_file(
+        {n: p.data for n, p in canonical_parameters(model).items()}, weights, {"format": "pt"}
+    )
+    order = {"name": "order-v1", "index_digest": "a" * 64, "chain": "b" * 64}
+    record = {
+        "suite": "toy",
+        "rung": "toy",
+        "step": 3,
+        "tokens": 9,
+        "weights_root": "c" * 64,
+        "order": order,
+    }
+    tokenizer = train_bpe([Path(__file__).read_text()], 400).data
+    export_revision(folder / "files", weights, HF, tokenizer, record)
+    LocalHub(folder / "hub").publish("tripod/toy", "step3", folder / "files")
+    return folder / "hub"
+
+
+def logits(python, hub):
+    script = Path(__file__).with_name("logits.py")
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(hub),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [python, str(script), "tripod/toy", "step3"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_both_generations_give_the_same_ids_and_logits(other_python, hub):
+    ours, theirs = logits(sys.executable, hub), logits(other_python, hub)
+    assert (ours.pop("major"), theirs.pop("major")) == ("5", "4")
+    assert ours == theirs
+
+
+def test_without_the_legacy_keys_transformers_4_silently_computes_something_else(other_python, hub):
+    """The control: what a plain transformers 5 export does to users of 4."""
+    ours = logits(sys.executable, hub)
+    repository = LocalHub(hub).repository("tripod/toy")
+    snapshot = repository / "snapshots" / LocalHub(hub).commit_of("tripod/toy", "step3")
+    config = (snapshot / "config.json").resolve()
+    whole = config.read_text()
+    stripped = json.loads(whole)
+    for key in ("rotary_pct", "rotary_emb_base"):
+        del stripped[key]
+    try:
+        config.write_text(json.dumps(stripped))
+        assert logits(sys.executable, hub)["logits"] == ours["logits"]
+        assert logits(other_python, hub)["logits"] != ours["logits"]
+    finally:
+        config.write_text(whole)
