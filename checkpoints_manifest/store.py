@@ -183,7 +183,10 @@ def verify_checkpoint(run_dir: Path, record: Record) -> None:
         CheckpointError: naming the step, the file, expected and found.
     """
     directory = checkpoint_dir(run_dir, record["step"])
-    remedy = "restore the checkpoint from a copy, or `tripod rewind` the run to the one before and resume"
+    remedy = (
+        "restore the checkpoint from a copy, or `tripod rewind` the run to the one before "
+        "and resume"
+    )
     for item in record["files"]:
         path = directory / item["path"]
         if not path.is_file():

@@ -86,6 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
 
     sub = add(
+        "rewind",
+        _rewind,
+        "set the checkpoints after a step aside, to train on from it",
+        "rewind runs/nano/nano-1m --step 64",
+    )
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--step", type=int, required=True, help="a step in the ledger")
+
+    sub = add(
         "publish", _publish, "write every checkpoint to the suite's local Hub", "publish runs/nano"
     )
     sub.add_argument("path", type=Path)
@@ -224,6 +233,16 @@ def _status(arguments: argparse.Namespace) -> int:
             f"{row['rung']:<18} step {row['step']:>6}/{row['steps']}  loss {loss}  checkpoints "
             f"{row['checkpoints']}" + (f"  stopped: {row['failure']}" if row["failure"] else "")
         )
+    return 0
+
+
+def _rewind(arguments: argparse.Namespace) -> int:
+    from checkpoints_manifest.store import rewind
+    from suite.lock import lock_run
+
+    lock_run(arguments.run_dir)
+    aside = rewind(arguments.run_dir, arguments.step)
+    print(f"{arguments.run_dir.name} stands at step {arguments.step}; later checkpoints: {aside}")
     return 0
 
 

@@ -5,11 +5,9 @@ Data, numerics and the newest complete checkpoint, checked before anything is co
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from checkpoints_manifest.manifest import Ledger
 from checkpoints_manifest.store import latest_complete_step, reconcile
@@ -19,11 +17,8 @@ from data_pipeline.durable import write_bytes
 from data_pipeline.index import verify_dataset
 from suite.comm import Group
 from suite.config import RunConfig, dataset_dir
+from suite.lock import lock_run
 from suite.numerics import check_environment, check_same, environment_record, numerics_record
-
-
-class RunLockedError(RuntimeError):
-    """Another process trains in this directory."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +29,6 @@ class Position:
     chain: bytes
     metrics_sha256: str | None
     fresh: bool
-
-
-_held_locks: list[IO[bytes]] = []
-
-
-def lock_run(run_dir: Path) -> None:
-    """Takes the directory's lock until this process ends.
-
-    Raises:
-        RunLockedError: somebody else has it.
-    """
-    handle = (run_dir / "lock").open("ab")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        raise RunLockedError(
-            f"{run_dir} is in use: another process trains there and holds {run_dir / 'lock'}; "
-            f"wait for it or stop it "
-            "(the lock goes with the process; never delete the file)"
-        ) from None
-    _held_locks.append(handle)
 
 
 def start_chain(config: RunConfig) -> bytes:

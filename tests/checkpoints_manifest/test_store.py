@@ -1,4 +1,4 @@
-"""Complete or absent: every crash point and failing system call leaves earlier checkpoints intact."""
+"""Complete or absent: no crash point or failing system call harms an earlier checkpoint."""
 
 import errno
 import os

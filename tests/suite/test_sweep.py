@@ -16,6 +16,8 @@ import time
 
 import pytest
 
+from checkpoints_manifest.store import rewind
+
 pytestmark = pytest.mark.slow
 
 RUNGS = ["smoke-20k", "smoke-20k-seed1", "smoke-60k"]
@@ -200,17 +202,7 @@ def test_swapped_labels_are_caught_by_verify_labels(copy):
     assert "step6 is not step 6" in done.stdout and "step12 is not step 12" in done.stdout
 
 
-def rewind(run_dir, step):
-    """Takes the checkpoints after `step` away, as if the run had been stopped there."""
-    for path in (run_dir / "checkpoints").iterdir():
-        if int(path.name.removeprefix("step")) > step:
-            shutil.rmtree(path)
-    lines = (run_dir / "manifest.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    (run_dir / "manifest.jsonl").write_text("".join(kept))
-
-
-def test_a_corrupted_newest_checkpoint_stops_the_resume_and_is_named(copy):
+def test_a_corrupted_newest_checkpoint_stops_the_resume_and_is_named(calm, copy):
     run_dir = copy / "smoke-20k"
     rewind(run_dir, 12)
     flip(run_dir / "checkpoints" / "step12" / "model.safetensors", -3)
@@ -219,6 +211,11 @@ def test_a_corrupted_newest_checkpoint_stops_the_resume_and_is_named(copy):
     assert done.returncode == 2
     assert "step12" in done.stderr and "sha256" in done.stderr
     assert (run_dir / "checkpoints" / "step6" / "model.safetensors").read_bytes() == earlier
+    # The remedy that the message names works, and gives the same bits again.
+    assert tripod("rewind", run_dir, "--step", 6).returncode == 0
+    assert tripod("train", "smoke", "smoke-20k", "--root", copy.parent).returncode == 0
+    for name in SAME_BYTES:
+        assert (run_dir / name).read_bytes() == (calm[0] / "smoke-20k" / name).read_bytes()
 
 
 def test_other_torch_on_resume_is_refused_and_named(copy):
