@@ -55,10 +55,7 @@ def export_revision(
 
 
 def model_config(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` with the keys of transformers 4 (`rotary_pct`.
-
-    `torch_dtype`) and 5 (`rope_parameters`).
-    """
+    """`config.json`: keys of transformers 4 (`rotary_pct`, `torch_dtype`) and 5 (`rope_*`)."""
     rope = {
         "rope_type": "default",
         "rope_theta": hf["rotary_emb_base"],

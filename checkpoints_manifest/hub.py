@@ -21,7 +21,7 @@ from data_pipeline.canonical import sha256_file
 from data_pipeline.durable import fsync_directory, write_bytes
 
 LFS_SUFFIXES = (".safetensors",)
-_STEP = re.compile(r"step(\d+)")
+_STEP = re.compile(r"step(?:0|[1-9][0-9]*)")
 
 
 class LocalHub:
@@ -39,7 +39,8 @@ class LocalHub:
         Raises:
             CheckpointError: not of the form org/name.
         """
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id:
+        # `--` would let two names share one folder; the Hub refuses it too.
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or ".." in repo_id or "--" in repo_id:
             raise CheckpointError(f"expected a repository org/name, found {repo_id!r}")
         return self.root / f"models--{repo_id.replace('/', '--')}"
 
@@ -51,6 +52,8 @@ class LocalHub:
 
     def commit_of(self, repo_id: str, revision: str) -> str | None:
         """The 40-hex commit that a revision names, or None."""
+        if not re.fullmatch(r"\w[\w.-]*", revision):
+            raise CheckpointError(f"expected the name of a revision, found {revision!r}")
         ref = self.repository(repo_id) / "refs" / revision
         return ref.read_text() if ref.exists() else None
 
@@ -83,6 +86,9 @@ class LocalHub:
         parent = self.commit_of(repo_id, earlier[-1]) if earlier else None
         for folder in ("blobs", "refs", "snapshots"):
             (repository / folder).mkdir(parents=True, exist_ok=True)
+            # What a killed writer left; in refs/ the Hub's own readers would take it for a ref.
+            for left in (repository / folder).glob(".*tmp-*"):
+                left.unlink()
         blobs, git_ids = _add_blobs(repository, files)
         commit = commit_id(tree_id(git_ids), parent, f"{repo_id} {revision}")
         if existing not in (None, commit):
@@ -92,7 +98,8 @@ class LocalHub:
                 "A published step never changes: publish to another repository"
             )
         _add_snapshot(repository, commit, blobs)
-        _set_ref(repository, revision, commit)
+        if existing is None:
+            _set_ref(repository, revision, commit)
         return commit
 
     def set_main(self, repo_id: str, revision: str) -> None:
@@ -109,10 +116,7 @@ def _number(revision: str) -> int:
 
 
 def _add_blobs(repository: Path, files: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Stores every file; returns file name to blob name in the cache.
-
-    And file name to git blob id.
-    """
+    """Stores every file; returns two maps from its name: to the cache's blob, to git's blob id."""
     blobs, git_ids = {}, {}
     for path in sorted(files.iterdir()):
         if not path.is_file():
@@ -120,18 +124,19 @@ def _add_blobs(repository: Path, files: Path) -> tuple[dict[str, str], dict[str,
         if path.suffix in LFS_SUFFIXES:
             name = sha256_file(path)
             git_ids[path.name] = blob_id(lfs_pointer(name, path.stat().st_size))
-            _link_blob(path, repository / "blobs" / name)
+            _link_blob(path, repository / "blobs" / name, name)
         else:
             data = path.read_bytes()
             name = git_ids[path.name] = blob_id(data)
-            if not (repository / "blobs" / name).exists():
-                write_bytes(repository / "blobs" / name, data)
+            blob = repository / "blobs" / name
+            if not blob.exists() or blob.read_bytes() != data:
+                write_bytes(blob, data)
         blobs[path.name] = name
     return blobs, git_ids
 
 
-def _link_blob(source: Path, blob: Path) -> None:
-    if blob.exists():
+def _link_blob(source: Path, blob: Path, sha256: str) -> None:
+    if blob.exists() and (blob.samefile(source) or sha256_file(blob) == sha256):
         return
     temporary = blob.with_name(f".tmp-{blob.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
@@ -146,9 +151,10 @@ def _add_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(exist_ok=True)
     for name, blob in blobs.items():
-        link = snapshot / name
-        if not link.is_symlink():
-            link.symlink_to(Path("..") / ".." / "blobs" / blob)
+        link, target = snapshot / name, Path("..") / ".." / "blobs" / blob
+        if not link.is_symlink() or link.readlink() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
     fsync_directory(snapshot)
     fsync_directory(snapshot.parent)
 

@@ -1,6 +1,4 @@
-"""`manifest-v1`: one canonical-JSON record per checkpoint.
-
-And the append-only ledger that chains them.
+"""`manifest-v1`: one canonical-JSON record per checkpoint, and the ledger that chains them.
 
 Each record carries the digest of the one before it, so a changed byte anywhere breaks the chain
 from there on. No two steps may share a weights root unless the record says why. Specification:
@@ -11,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,11 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
     Raises:
         CheckpointError: naming the first field that is wrong.
     """
+    try:
+        # First: JSON Schema takes 1.0 for an integer, canonical JSON does not.
+        canonical_json(dict(record))
+    except (TypeError, ValueError) as problem:
+        raise CheckpointError(f"{where}: {problem}") from problem
     error = next(iter(sorted(_validator().iter_errors(record), key=lambda e: list(e.path))), None)
     if error is not None:
         field = ".".join(map(str, error.path)) or "the record"
@@ -46,6 +50,34 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
 def record_digest(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record's canonical bytes, hex."""
     return sha256_hex(canonical_json(dict(record)))
+
+
+def parse_record(data: bytes, where: str) -> Record:
+    """A record from its canonical bytes (a ledger's line without its end, or a manifest.json).
+
+    Raises:
+        CheckpointError: not JSON, not `manifest-v1`, or not in canonical form.
+    """
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON ({error}); restore it from a copy") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{where} is not a record; restore it from a copy")
+    check_record(record, where)
+    if canonical_json(record) != data:
+        raise CheckpointError(f"{where} is not in canonical form; restore it from a copy")
+    return record
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_record(line: bytes) -> bool:
+    # A ledger is read at every save and grows a line at a time: each line is validated once.
+    try:
+        parse_record(line, "")
+    except CheckpointError:
+        return False
+    return True
 
 
 class Ledger:
@@ -63,28 +95,19 @@ class Ledger:
         return self._read(self.path.read_bytes()) if self.path.exists() else []
 
     def _read(self, data: bytes) -> list[Record]:
+        *lines, torn = data.split(b"\n")
         records: list[Record] = []
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        for number, line in enumerate(lines, start=1):
             where = f"{self.path} line {number}"
-            if not line.endswith(b"\n"):
-                raise CheckpointError(
-                    f"{where} is torn: it has no end; the process died while writing it. Resume "
-                    f"the run, which mends the "
-                    "ledger from the checkpoint's own manifest.json"
-                )
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{where} is not JSON ({error}); restore the ledger from a copy"
-                ) from error
-            check_record(record, where)
-            if canonical_json(record) + b"\n" != line:
-                raise CheckpointError(
-                    f"{where} is not in canonical form; restore the ledger from a copy"
-                )
+            record = json.loads(line) if _is_record(line) else parse_record(line, where)
             self.check_next(records, record, where)
             records.append(record)
+        if torn:
+            raise CheckpointError(
+                f"{self.path} line {len(lines) + 1} is torn: it has no end; the process died while "
+                "writing it. Resume the run, which mends the ledger from the checkpoint's own "
+                "manifest.json"
+            )
         return records
 
     def mend_torn_line(self) -> bool:
@@ -95,6 +118,7 @@ class Ledger:
             return False
         with self.path.open("r+b") as file:
             file.truncate(whole)
+            os.fsync(file.fileno())
         return True
 
     def check_next(self, records: Sequence[Record], record: Record, where: str) -> None:

@@ -1,6 +1,7 @@
 """Which steps are saved.
 
-A union of explicit steps, powers of two and every N. A pure function of the suite's YAML.
+A union of explicit steps, powers of two and every N: a pure function of the suite's YAML. Pythia's
+154 checkpoints are ``explicit=[0]``, ``powers_of_two_upto=512``, ``every=1000``.
 """
 
 from __future__ import annotations
@@ -15,27 +16,35 @@ def checkpoint_steps(spec: Mapping[str, Any], total_steps: int) -> tuple[int, ..
     """Steps with a checkpoint, ascending.
 
     Args:
-        spec: `explicit` (list of steps), `powers_of_two_upto` (1, 2, 4 ... up to this step),
-        `every` (multiples of this,
-            from it on), `last` (the final step). All optional.
-        total_steps: updates in the run; later steps are left out.
+        spec: ``explicit`` (list of steps), ``powers_of_two_upto`` (1, 2, 4 ... up to this step),
+            ``every`` (its multiples, from itself on), ``last`` (the final step). All optional.
+        total_steps: Updates in the run; later steps are left out.
 
     Raises:
-        ValueError: an unknown key, or a value that is not a step.
+        ValueError: An unknown key, or a value that is not a step.
     """
     unknown = sorted(set(spec) - set(KEYS))
     if unknown:
         raise ValueError(f"unknown key checkpoints.{unknown[0]}; the keys are: {', '.join(KEYS)}")
-    steps = {int(step) for step in spec.get("explicit") or ()}
-    if any(step < 0 for step in steps):
-        raise ValueError(f"checkpoints.explicit={spec['explicit']}: steps start at 0")
-    limit = min(int(spec.get("powers_of_two_upto") or 0), total_steps)
+    total = _step("total_steps", total_steps)
+    explicit, last = spec.get("explicit") or [], spec.get("last") or False
+    if not isinstance(explicit, list | tuple) or type(last) is not bool:
+        raise ValueError(
+            f"checkpoints: expected a list of steps in explicit and true or false in last, found "
+            f"{explicit!r} and {last!r}"
+        )
+    steps = {_step("explicit", step) for step in explicit}
+    limit = min(_step("powers_of_two_upto", spec.get("powers_of_two_upto") or 0), total)
     steps.update(1 << k for k in range(limit.bit_length()))
-    every = int(spec.get("every") or 0)
-    if every < 0:
-        raise ValueError(f"checkpoints.every={every}: expected a positive number of steps, or null")
+    every = _step("every", spec.get("every") or 0)
     if every:
-        steps.update(range(every, total_steps + 1, every))
-    if spec.get("last"):
-        steps.add(total_steps)
-    return tuple(sorted(step for step in steps if step <= total_steps))
+        steps.update(range(every, total + 1, every))
+    if last:
+        steps.add(total)
+    return tuple(sorted(step for step in steps if step <= total))
+
+
+def _step(key: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"checkpoints.{key}: expected whole numbers from 0 on, found {value!r}")
+    return value

@@ -2,13 +2,15 @@
 
 Layout: `RUN/checkpoints/step{N}/{model,optimizer}.safetensors, trainer_state.json, manifest.json`,
 and the ledger `RUN/manifest.jsonl`. A checkpoint is written into a temporary directory on the same
-file system (space reserved before the first byte), synced, read back and digested, renamed, and
-then entered into the ledger. A crash at any point leaves complete-or-absent; `reconcile` clears the
-rest. Nothing here ever deletes a complete checkpoint.
+file system (free space checked before the first byte, each file's space reserved before its own),
+synced, read back and digested, renamed, and then entered into the ledger. A crash at any point
+leaves complete-or-absent; `reconcile` clears the rest. Nothing here ever deletes a complete
+checkpoint.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,10 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints_manifest.errors import CheckpointError
-from checkpoints_manifest.manifest import SCHEMA, Ledger, Record, check_record, record_digest
-from checkpoints_manifest.tensor_digest import file_leaves, tensors_root
-from data_pipeline.canonical import canonical_json, sha256_file
-from data_pipeline.durable import publish_directory, write_bytes
+from checkpoints_manifest.manifest import (
+    SCHEMA,
+    Ledger,
+    Record,
+    check_record,
+    parse_record,
+    record_digest,
+)
+from checkpoints_manifest.tensor_digest import file_leaves, tensor_leaf, tensors_root
+from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
+from data_pipeline.durable import free_bytes, fsync_directory, publish_directory, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +40,9 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 )  # fmt: skip
 _TEMPORARY = ".tmp-"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOVE_AWAY = "move the directory away and resume from the checkpoint before it"
+# Left free beside the tensors, for headers, JSON, the ledger and the logs.
+_SPARE_BYTES = 1 << 20
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
@@ -69,9 +81,11 @@ def save_checkpoint(
         checkpoints are untouched.
         CheckpointError: what was read back is not what was written, or the step exists with other
         content.
+        ValueError: the moments are not those of the weights, or a tensor is not fp32 on the CPU.
     """
     from safetensors.torch import save
 
+    _check_tensors(weights, moments)
     final = checkpoint_dir(run_dir, step)
     if final.exists():
         raise CheckpointError(
@@ -79,6 +93,7 @@ def save_checkpoint(
             f"ledger), or move it away"
         )
     final.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(final, sum(t.nbytes for t in (*weights.values(), *moments.values())))
     temporary = final.parent / f"{_TEMPORARY}step{step}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -86,9 +101,10 @@ def save_checkpoint(
         # One metadata key at most: with two, safetensors writes them in random order.
         write_bytes(temporary / MODEL, save(dict(weights), metadata={"format": "pt"}))
         write_bytes(temporary / OPTIMIZER, save(dict(moments), metadata={"format": "pt"}))
-        write_bytes(temporary / STATE, canonical_json(dict(trainer_state)))
+        state = canonical_json(dict(trainer_state))
+        write_bytes(temporary / STATE, state)
         record = _build_record(run_dir, step, temporary, fields)
-        _check_read_back(temporary, weights, moments, record)
+        _check_read_back(temporary, weights, moments, state, record)
         write_bytes(temporary / MANIFEST, canonical_json(record))
         publish_directory(temporary, final)
     except BaseException:
@@ -98,18 +114,47 @@ def save_checkpoint(
     return record
 
 
+def _check_space(final: Path, tensor_bytes: int) -> None:
+    needed, found = tensor_bytes + _SPARE_BYTES, free_bytes(final.parent)
+    if found < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: a checkpoint needs {needed:,} bytes, found {found:,}; "
+            "nothing was written: free some space and resume",
+            str(final),
+        )
+
+
+def _check_tensors(
+    weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]
+) -> None:
+    expected = {f"{kind}.{name}": t.shape for kind in _MOMENTS for name, t in weights.items()}
+    found = {name: t.shape for name, t in moments.items()}
+    odd = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    if odd:
+        raise ValueError(
+            f"expected the moments of {len(weights)} weights: {odd[0]} has shape "
+            f"{found.get(odd[0])}, expected {expected.get(odd[0])}"
+        )
+    for name, tensor in (*weights.items(), *moments.items()):
+        if f"{tensor.dtype} {tensor.device}" != "torch.float32 cpu":
+            raise ValueError(f"{name}: expected fp32 on cpu, found {tensor.dtype} {tensor.device}")
+
+
 def _build_record(run_dir: Path, step: int, directory: Path, fields: Mapping[str, Any]) -> Record:
     records = ledger_of(run_dir).records()
     leaves = file_leaves(directory / OPTIMIZER)
-    record: Record = {
+    computed = {
         "schema": SCHEMA,
         "step": step,
         "files": [describe_file(directory / name) for name in (MODEL, OPTIMIZER, STATE)],
         "weights_root": tensors_root(file_leaves(directory / MODEL)),
         "state_roots": {kind: _moment_root(leaves, kind) for kind in _MOMENTS},
         "previous": record_digest(records[-1]) if records else None,
-        **fields,
     }
+    if twice := sorted(set(fields) & set(computed)):
+        raise ValueError(f"{twice[0]} is computed from the files, it is not the caller's to state")
+    record: Record = {**fields, **computed}
     where = f"checkpoint step{step}"
     check_record(record, where)
     ledger_of(run_dir).check_next(records, record, where)
@@ -131,10 +176,10 @@ def _check_read_back(
     directory: Path,
     weights: Mapping[str, torch.Tensor],
     moments: Mapping[str, torch.Tensor],
+    state: bytes,
     record: Record,
 ) -> None:
-    """Digests of the tensors in memory against those of the files that were written."""
-    from checkpoints_manifest.tensor_digest import tensor_leaf
+    """Digests of what is in memory against those of the files that were written."""
 
     def leaves(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
         return {
@@ -145,6 +190,8 @@ def _check_read_back(
     held = leaves(moments)
     expected = [tensors_root(leaves(weights)), *(_moment_root(held, kind) for kind in _MOMENTS)]
     found = [record["weights_root"], *(record["state_roots"][kind] for kind in _MOMENTS)]
+    expected.append(sha256_hex(state))
+    found += [item["sha256"] for item in record["files"] if item["path"] == STATE]
     if expected != found:
         raise CheckpointError(
             f"{directory}: read back {found}, expected {expected}: the disk or memory of this "
@@ -187,6 +234,12 @@ def verify_checkpoint(run_dir: Path, record: Record) -> None:
         "restore the checkpoint from a copy, or `tripod rewind` the run to the one before "
         "and resume"
     )
+    listed = sorted(item["path"] for item in record["files"])
+    if listed != sorted((MODEL, OPTIMIZER, STATE)):
+        raise CheckpointError(
+            f"step{record['step']}: expected the record to list {MODEL}, {OPTIMIZER} and {STATE}, "
+            f"found {', '.join(listed)}; {remedy}"
+        )
     for item in record["files"]:
         path = directory / item["path"]
         if not path.is_file():
@@ -219,7 +272,8 @@ def reconcile(run_dir: Path) -> list[str]:
         What was done, a line each.
 
     Raises:
-        CheckpointError: a published checkpoint does not chain to the ledger.
+        CheckpointError: a checkpoint on disk is damaged, has no record of its own, or does not
+        follow the ledger.
     """
     done = []
     folder = run_dir / "checkpoints"
@@ -230,8 +284,17 @@ def reconcile(run_dir: Path) -> list[str]:
     if ledger.mend_torn_line():
         done.append("removed a torn last line from the ledger")
     known = {record["step"] for record in ledger.records()}
-    for step in sorted(_steps_on_disk(folder) - known):
-        ledger.append(_own_manifest(folder / f"step{step}" / MANIFEST))
+    for step in sorted(steps_on_disk(run_dir) - known):
+        record = _own_manifest(folder / f"step{step}" / MANIFEST)
+        try:
+            ledger.check_next(ledger.records(), record, f"step{step}")
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{folder / f'step{step}'} is not in the ledger and does not follow it ({error}). "
+                f"If the ledger is whole, {_MOVE_AWAY}"
+            ) from error
+        verify_checkpoint(run_dir, record)
+        ledger.append(record)
         done.append(f"entered step {step} into the ledger")
     return done
 
@@ -254,9 +317,11 @@ def rewind(run_dir: Path, step: int) -> Path:
     aside = parent / str(len(list(parent.glob("*"))) if parent.exists() else 0)
     aside.mkdir(parents=True)
     write_bytes(aside / ledger.path.name, ledger.path.read_bytes())
-    for later in _steps_on_disk(run_dir / "checkpoints"):
+    for later in sorted(steps_on_disk(run_dir), reverse=True):
         if later > step:
             checkpoint_dir(run_dir, later).rename(aside / f"step{later}")
+    for folder in (aside, parent, run_dir, run_dir / "checkpoints"):
+        fsync_directory(folder)
     kept = [canonical_json(record) + b"\n" for record in records if record["step"] <= step]
     write_bytes(ledger.path, b"".join(kept))
     return aside
@@ -264,22 +329,21 @@ def rewind(run_dir: Path, step: int) -> Path:
 
 def _own_manifest(path: Path) -> Record:
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        record = parse_record(path.read_bytes(), str(path))
+    except (OSError, CheckpointError) as error:
         raise CheckpointError(
-            f"{path.parent} is not in the ledger and its {MANIFEST} cannot be read ({error}); "
-            f"move the directory away and "
-            "resume from the checkpoint before it"
+            f"{path.parent} is not in the ledger and its {MANIFEST} is no record ({error}); "
+            f"{_MOVE_AWAY}"
         ) from error
-    if not isinstance(record, dict) or f"step{record.get('step')}" != path.parent.name:
-        raise CheckpointError(
-            f"{path} is not the record of {path.parent.name}; move the directory away and resume"
-        )
+    if f"step{record['step']}" != path.parent.name:
+        raise CheckpointError(f"{path} is not the record of {path.parent.name}; {_MOVE_AWAY}")
     return record
 
 
-def _steps_on_disk(folder: Path) -> set[int]:
-    found = (re.fullmatch(r"step(\d+)", path.name) for path in folder.glob("step*"))
+def steps_on_disk(run_dir: Path) -> set[int]:
+    """Steps that have a directory, complete or damaged, in the ledger or not."""
+    names = (path.name for path in (run_dir / "checkpoints").glob("step*"))
+    found = (re.fullmatch(r"step(0|[1-9][0-9]*)", name) for name in names)
     return {int(match.group(1)) for match in found if match}
 
 

@@ -78,11 +78,9 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]],
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
         entries = {
-            name: (item["dtype"], list(item["shape"]), *map(int, item["data_offsets"]))
-            for name, item in header.items()
-            if name != "__metadata__"
+            name: _entry(name, item) for name, item in header.items() if name != "__metadata__"
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is broken ({error})") from error
     _check_offsets(path, entries, size - 8 - length)
     return entries, 8 + length
@@ -95,6 +93,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _entry(name: str, item: Mapping[str, Any]) -> tuple[str, list[int], int, int]:
+    dtype, shape, (start, stop) = item["dtype"], item["shape"], item["data_offsets"]
+    name.encode()  # refuses a lone surrogate, which has no bytes to hash
+    if type(dtype) is not str or dtype not in DTYPE_BYTES or type(shape) is not list:
+        raise TypeError(f"tensor {name!r} has dtype {dtype!r} and shape {shape!r}")
+    # Exactly integers: 8.9, "8" and true are not sizes.
+    if any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
+        raise TypeError(f"tensor {name!r} has shape {shape!r} and offsets [{start!r}, {stop!r})")
+    return dtype, shape, start, stop
+
+
 def _check_offsets(
     path: Path, entries: dict[str, tuple[str, list[int], int, int]], available: int
 ) -> None:
@@ -102,9 +111,7 @@ def _check_offsets(
     for name, (dtype, shape, start, stop) in sorted(
         entries.items(), key=lambda e: (e[1][2], e[1][3])
     ):
-        sound = all(isinstance(length, int) and length >= 0 for length in shape)
-        size = math.prod(shape) * DTYPE_BYTES.get(dtype, -1) if sound else -1
-        if start != end or stop - start != size:
+        if start != end or stop - start != math.prod(shape) * DTYPE_BYTES[dtype]:
             raise CheckpointError(
                 f"{path}: tensor {name!r} ({dtype}, {shape}) does not fit offsets [{start}, {stop})"
             )

@@ -1,10 +1,11 @@
-"""`tripod verify checkpoints`.
-
-Recompute everything that a run's ledger states. Needs neither torch nor the trainer.
+"""`tripod verify checkpoints`: recompute what a run's ledger states, without torch or trainer.
 
 For every checkpoint: sizes and sha256 of its files, tensor roots, its own manifest.json against the
-ledger, the ledger's chain, the token-order chain from order.log, the metrics log up to its step,
-and the digests of configuration and numerics.
+ledger, the ledger's chain, tokens and the token order against config.json and order.log, the
+metrics log up to its step; for the newest also the digests of configuration and numerics. A
+checkpoint on disk that the ledger does not name is a finding: a ledger cut short still chains.
+
+Not checked: `environment`, which describes the machine of that moment.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.manifest import Record
-from checkpoints_manifest.store import MANIFEST, checkpoint_dir, ledger_of, verify_checkpoint
+from checkpoints_manifest.store import (
+    MANIFEST,
+    checkpoint_dir,
+    ledger_of,
+    steps_on_disk,
+    verify_checkpoint,
+)
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.digests import chain_next, chain_start
 
@@ -32,11 +39,7 @@ class Report:
 
 
 def verify_checkpoints(run_dir: Path) -> Report:
-    """Verifies every checkpoint of a run.
-
-    Raises:
-        FileNotFoundError: the directory holds no run.
-    """
+    """Verifies every checkpoint of a run; damage is a finding, never an exception."""
     try:
         records = ledger_of(run_dir).records()
     except CheckpointError as error:
@@ -48,7 +51,8 @@ def verify_checkpoints(run_dir: Path) -> Report:
     findings: list[str] = []
     for record in records:
         findings += _check_one(run_dir, record)
-    findings += _check_chain(run_dir, records)
+    findings += _check_unlisted(run_dir, records)
+    findings += _check_order(run_dir, records)
     findings += _check_metrics(run_dir, records)
     findings += _check_side_files(run_dir, records)
     return Report(len(records), tuple(findings))
@@ -65,16 +69,23 @@ def _check_one(run_dir: Path, record: Record) -> list[str]:
     return []
 
 
-def _check_chain(run_dir: Path, records: list[Record]) -> list[str]:
-    data = json.loads((run_dir / "config.json").read_text())["data"]
-    chain = chain_start(
-        data["index_digest"],
-        data["seq_len"],
-        data["batch_size"],
-        data["order"],
-        data["seed"],
-        data["overlay"],
-    )
+def _check_unlisted(run_dir: Path, records: list[Record]) -> list[str]:
+    unlisted = steps_on_disk(run_dir) - {record["step"] for record in records}
+    return [
+        f"step{step}: {checkpoint_dir(run_dir, step)} is not in the ledger; resume the run, which "
+        "verifies and enters it, or restore the ledger from a copy"
+        for step in sorted(unlisted)
+    ]
+
+
+def _check_order(run_dir: Path, records: list[Record]) -> list[str]:
+    try:
+        data = json.loads((run_dir / "config.json").read_bytes())["data"]
+        names = ("index_digest", "seq_len", "batch_size", "order", "seed", "overlay")
+        chain = chain_start(*(data[name] for name in names))
+        batch_tokens = data["seq_len"] * data["batch_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{run_dir / 'config.json'} does not name the token order: {error!r}"]
     log = (run_dir / "order.log").read_bytes() if (run_dir / "order.log").exists() else b""
     done = 0
     for record in records:
@@ -86,11 +97,18 @@ def _check_chain(run_dir: Path, records: list[Record]) -> list[str]:
         for index in range(done, step):
             chain = chain_next(chain, log[index * _LEAF : (index + 1) * _LEAF])
         done = step
-        if record["order"]["chain"] != chain.hex():
-            return [
-                f"step{step}: the record carries order chain {record['order']['chain']}, "
-                f"order.log gives {chain.hex()}"
-            ]
+        wanted = {
+            "order chain": (record["order"]["chain"], chain.hex()),
+            "order name": (record["order"]["name"], data["order"]),
+            "index digest": (record["order"]["index_digest"], data["index_digest"]),
+            "tokens": (record["tokens"], step * batch_tokens),
+        }
+        for name, (stated, found) in wanted.items():
+            if stated != found:
+                return [
+                    f"step{step}: the record carries {name} {stated}; config.json and order.log "
+                    f"give {found}"
+                ]
     return []
 
 

@@ -90,6 +90,21 @@ def test_same_state_gives_the_same_bytes(run_dir, empty_run, tmp_path):
     assert all(everything(other)[name] == everything(run_dir)[name] for name in names)
 
 
+def test_everything_is_synced_before_the_rename_and_the_rename_before_the_ledger(
+    run_dir, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        seen = inject(patch, -1, lambda: None)
+        save(run_dir, 5)
+    renamed = seen.index("rename")
+    # Four files: space, bytes, sync, name, folder; then the finished files and their folder again.
+    assert (
+        seen[:renamed]
+        == ["posix_fallocate", "write", "fsync", "replace", "fsync"] * 4 + ["fsync"] * 5
+    )
+    assert seen[renamed:] == ["rename", "fsync", "write", "fsync"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_any_failing_system_call_leaves_earlier_checkpoints_intact(empty_run, monkeypatch, code):
     for step in (0, 1):
@@ -166,6 +181,22 @@ def test_a_process_killed_at_any_system_call_leaves_complete_or_absent(empty_run
     assert outcomes == {1, 4}
 
 
+def test_a_disk_too_small_for_the_whole_checkpoint_is_refused_before_its_first_file(
+    run_dir, monkeypatch
+):
+    before = everything(run_dir)
+    needed = sum(t.nbytes for group in tensors(5) for t in group.values()) + (1 << 20)
+    monkeypatch.setattr(store, "free_bytes", lambda path: needed - 1)
+    monkeypatch.setattr(store, "write_bytes", lambda *a: pytest.fail("a file was written"))
+    with pytest.raises(OSError, match=rf"needs {needed:,} bytes, found {needed - 1:,}") as caught:
+        save(run_dir, 5)
+    assert caught.value.errno == errno.ENOSPC
+    assert everything(run_dir) == before
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "free_bytes", lambda path: needed)
+    save(run_dir, 5)
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.safetensors", "trainer_state.json"]
 )
@@ -195,12 +226,17 @@ def test_moved_away_the_checkpoint_before_is_not_taken_silently(run_dir):
         latest_complete_step(run_dir)
 
 
-def test_bytes_that_change_between_memory_and_disk_are_seen_before_publishing(run_dir, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "trainer_state.json"]
+)
+def test_bytes_that_change_between_memory_and_disk_are_seen_before_publishing(
+    run_dir, monkeypatch, name
+):
     real = store.write_bytes
 
     def rotten(path, data, *more):
         real(path, data, *more)
-        if path.name == "model.safetensors":
+        if path.name == name:
             flip(path)
 
     monkeypatch.setattr(store, "write_bytes", rotten)
@@ -222,6 +258,23 @@ def test_rewind_sets_later_checkpoints_aside_and_deletes_nothing(run_dir):
     assert (aside / "step4" / "optimizer.safetensors").exists()
     save(run_dir, 4)
     assert {path: data for path, data in everything(run_dir).items() if path in before} == before
+
+
+def test_a_rewind_killed_before_it_cut_the_ledger_is_finished_by_the_next(run_dir, monkeypatch):
+    def killed(path, data):
+        if path.name == "manifest.jsonl" and path.parent == run_dir:
+            raise KeyboardInterrupt
+        path.write_bytes(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rewind(run_dir, 1)
+    with pytest.raises(CheckpointError, match=r"step4: .* is missing; .*tripod rewind"):
+        latest_complete_step(run_dir)
+    rewind(run_dir, 1)
+    assert latest_complete_step(run_dir) == 1
+    assert (run_dir / "set-aside" / "0" / "step4" / "manifest.json").exists()
 
 
 def test_a_checkpoint_is_never_overwritten(run_dir):
@@ -252,7 +305,11 @@ def test_reconcile_clears_leftovers_and_names_a_broken_manifest(run_dir):
     stray.mkdir()
     with pytest.raises(CheckpointError, match=r"step9 is not in the ledger"):
         reconcile(run_dir)
-    (stray / "manifest.json").write_text('{"step": 8}')
+    (stray / "manifest.json").write_text('{"step": 9}')
+    with pytest.raises(CheckpointError, match=r"its manifest\.json is no record"):
+        reconcile(run_dir)
+    other = checkpoint_dir(run_dir, 4) / "manifest.json"
+    (stray / "manifest.json").write_bytes(other.read_bytes())
     with pytest.raises(CheckpointError, match="not the record of step9"):
         reconcile(run_dir)
 

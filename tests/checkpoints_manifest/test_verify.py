@@ -1,11 +1,13 @@
 """`verify checkpoints` names each kind of damage."""
 
+import re
 import shutil
 
 import pytest
 
+from checkpoints_manifest.store import save_checkpoint
 from checkpoints_manifest.verify import verify_checkpoints
-from tests.checkpoints_manifest.conftest import flip
+from tests.checkpoints_manifest.conftest import fields, flip, tensors
 
 
 def test_a_sound_run_has_no_findings(run_dir):
@@ -18,6 +20,17 @@ def damage_manifest(run_dir):
     path.write_bytes(path.read_bytes().replace(b'"tokens":8', b'"tokens":9'))
 
 
+def change_config(run_dir):
+    path = run_dir / "config.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"seed": 0', '"seed": 1'))
+
+
+def cut_ledger(run_dir):
+    path = run_dir / "manifest.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
 DAMAGE = {
     "a weight": (lambda r: flip(r / "checkpoints/step1/model.safetensors"), "step1: .*sha256"),
     "a moment": (lambda r: flip(r / "checkpoints/step4/optimizer.safetensors"), "step4: .*sha256"),
@@ -25,6 +38,8 @@ DAMAGE = {
     "its own manifest": (damage_manifest, "step1: .* is not the ledger's record"),
     "the ledger": (lambda r: flip(r / "manifest.jsonl", 400), "manifest.jsonl line"),
     "the order log": (lambda r: flip(r / "order.log", 33), "step4: .*order chain"),
+    "the data named": (change_config, "step0: .*order chain"),
+    "the ledger cut short": (cut_ledger, "step4: .*is not in the ledger; resume"),
     "a short order log": (lambda r: (r / "order.log").write_bytes(b""), "step1: order.log holds 0"),
     "the metrics": (lambda r: flip(r / "metrics.jsonl", 30), "step4: .*metrics.jsonl"),
     "no metrics": (lambda r: (r / "metrics.jsonl").unlink(), "step1: .*metrics.jsonl"),
@@ -37,10 +52,31 @@ def test_each_kind_of_damage_is_named(run_dir, kind):
     act, words = DAMAGE[kind]
     act(run_dir)
     findings = verify_checkpoints(run_dir).findings
-    assert len(findings) == 1
-    import re
-
+    # Another configuration is seen twice: by what it says and by its digest.
+    assert len(findings) == (2 if kind == "the data named" else 1)
     assert re.search(words, findings[0]), findings[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"tokens": 9}, "step5: .* tokens 9; .* give 40"),
+        ({"order": {"name": "order-v2"}}, "step5: .* order name order-v2"),
+        ({"order": {"index_digest": "0" * 64}}, "step5: .* index digest 0+;"),
+    ],
+)
+def test_a_record_that_states_something_else_than_the_run_is_named(run_dir, field, words):
+    stated = fields(run_dir, 5)
+    for key, value in field.items():
+        stated[key] = stated[key] | value if isinstance(value, dict) else value
+    weights, moments = tensors(5)
+    save_checkpoint(run_dir, 5, weights, moments, {}, stated)
+    (finding,) = verify_checkpoints(run_dir).findings
+    assert re.search(words, finding), finding
+
+
+def test_a_folder_that_holds_no_run_is_a_finding(tmp_path):
+    assert "holds no checkpoint" in verify_checkpoints(tmp_path / "nowhere").findings[0]
 
 
 def test_a_run_without_checkpoints_is_a_finding(empty_run):

@@ -1,6 +1,4 @@
-"""A published revision gives the same ids and the same logits.
-
-Bit for bit, in transformers 4 and 5.
+"""A published revision gives transformers 4 and 5 the same ids and, bit for bit, the same logits.
 
 Needs a second environment (`make interop` makes it, CI does so): TRIPOD_TRANSFORMERS4_PYTHON names
 its interpreter. One thread.
