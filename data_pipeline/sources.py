@@ -16,7 +16,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,43 +33,51 @@ class Document:
     source: str
     name: str
     text: str
+    record: int | None = None
+    id: str | None = None
+    meta: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read and the SHA-256 (hex) it must have."""
+    """A file to read, its size in bytes and the SHA-256 (hex) it must have."""
 
     source: str
     name: str
     path: Path
+    size: int
     sha256: str
 
 
 class Source(ABC):
     """Documents that can be read again and again, and a record of what they are."""
 
-    def __init__(self, files: Sequence[SourceFile]) -> None:
+    malformed = "skip"
+
+    def __init__(self, name: str, files: Sequence[SourceFile]) -> None:
         """Keep the files in reading order."""
-        self.files = tuple(files)
-        self._counters = {file.source: Counter[str]() for file in files}
+        self.name, self.files = name, tuple(files)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents in order; the counts of ``record`` are complete afterwards.
+        """Yield the documents in order."""
+        counts = Counter[str]()
+        for file in self.files:
+            yield from self.read(file, counts)
+
+    def read(self, file: SourceFile, counts: Counter[str]) -> Iterator[Document]:
+        """Yield the documents of one file and count what was read and skipped.
 
         Raises:
-            DatasetError: A file is missing or its bytes are not the recorded ones.
+            DatasetError: The file is missing or its bytes are not the recorded ones.
         """
-        for counter in self._counters.values():
-            counter.clear()
-        for file in self.files:
-            data = self._read(file)
-            counter, reason = self._counters[file.source], skip_reason(data)
-            if reason:
-                counter[f"skipped_{reason}"] += 1
-            else:
-                counter["documents"] += 1
-                counter["bytes"] += len(data)
-                yield Document(file.source, file.name, data.decode("utf-8"))
+        data = self._read(file)
+        reason = skip_reason(data)
+        if reason:
+            counts[f"skipped_{reason}"] += 1
+        else:
+            counts["documents"] += 1
+            counts["bytes"] += len(data)
+            yield Document(file.source, file.name, data.decode("utf-8"))
 
     def _read(self, file: SourceFile) -> bytes:
         try:
@@ -90,15 +98,16 @@ class Source(ABC):
     def _remedy(self, file: SourceFile) -> str: ...
 
     @abstractmethod
-    def record(self) -> list[dict[str, Any]]:
-        """Describe every source for the index; call it after reading the documents once."""
+    def record(self, counts: Mapping[str, Counter[str]]) -> list[dict[str, Any]]:
+        """Describe the source for the index from the counts of every file, by its name."""
 
-    def _counts(self, source: str) -> dict[str, Any]:
+    def _counts(self, source: str, counts: Mapping[str, Counter[str]]) -> dict[str, Any]:
         files = [file for file in self.files if file.source == source]
+        total = sum((counts[file.name] for file in files), Counter[str]())
         return {
             "files": len(files),
             "files_sha256": sha256_hex(canonical_json([[f.name, f.sha256] for f in files])),
-            **{key: self._counters[source][key] for key in _COUNTS},
+            **{key: total[key] for key in _COUNTS},
         }
 
 
@@ -128,16 +137,16 @@ class PackageSource(Source):
             distribution = _distribution(name)
             self._versions[name] = distribution.version
             files += _package_files(name, distribution, package)
-        super().__init__(files)
+        super().__init__("+".join(self._versions), files)
 
     def _remedy(self, file: SourceFile) -> str:
         version = self._versions[file.source]
         return f"reinstall it: pip install --force-reinstall --no-deps {file.source}=={version}"
 
-    def record(self) -> list[dict[str, Any]]:
+    def record(self, counts: Mapping[str, Counter[str]]) -> list[dict[str, Any]]:
         """Describe every package: version, files, digest of the list of file hashes, skipped."""
         return [
-            {"kind": "python_package", "name": name, "version": version, **self._counts(name)}
+            {"kind": "python_package", "name": name, "version": version, **self._counts(name, counts)}
             for name, version in self._versions.items()
         ]
 
@@ -173,21 +182,23 @@ class TreeSource(Source):
             path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
         )
         files = [
-            SourceFile(name, path, root / path, sha256_file(root / path))
+            SourceFile(
+                name, path, root / path, (root / path).stat().st_size, sha256_file(root / path)
+            )
             for path in paths
             if wanted(path)
         ]
         if not files:
             raise DatasetError(f"{root}: expected files matching {list(include)}, found none")
-        super().__init__(files)
+        super().__init__(name, files)
 
     def _remedy(self, file: SourceFile) -> str:
         return f"do not change {file.name} while the dataset is built; build again"
 
-    def record(self) -> list[dict[str, Any]]:
+    def record(self, counts: Mapping[str, Counter[str]]) -> list[dict[str, Any]]:
         """Describe the tree; its location is left out, so that it can be anywhere."""
         name = self.files[0].source
-        return [{"kind": "text_tree", "name": name, **self._counts(name)}]
+        return [{"kind": "text_tree", "name": name, **self._counts(name, counts)}]
 
 
 def open_source(spec: Mapping[str, Any]) -> Source:
@@ -278,7 +289,11 @@ def _package_files(
         )
     return [
         SourceFile(
-            name, row[0], Path(str(distribution.locate_file(row[0]))), _record_hash(name, row)
+            name,
+            row[0],
+            Path(str(distribution.locate_file(row[0]))),
+            int(row[2]),
+            _record_hash(name, row),
         )
         for row in rows
     ]
