@@ -102,7 +102,7 @@ class Tokenizer:
 
     @cached_property
     def _bytes_of_id(self) -> list[bytes]:
-        to_byte = {char: byte for byte, char in _byte_alphabet().items()}
+        to_byte = {char: byte for byte, char in byte_alphabet().items()}
         table = [EOD_TEXT.encode()]
         for index in range(1, self.vocab_size):
             token = self._hf.id_to_token(index)
@@ -159,7 +159,7 @@ def load(path: str | Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """The GPT-2 table from bytes to printable characters (Radford et al. 2019, ``encoder.py``)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
