@@ -141,7 +141,7 @@ class Tokenizer:
             and "ByteLevel" in steps
             and [step["type"] for step in _steps(data, "decoder")] == ["ByteLevel"]
             and not data["model"].get("unk_token")
-            and {_byte_alphabet()[byte] for byte in _UTF8_BYTES} <= self._hf.get_vocab().keys()
+            and {byte_alphabet()[byte] for byte in _UTF8_BYTES} <= self._hf.get_vocab().keys()
         )
 
     def decode_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> bytes:
@@ -164,7 +164,7 @@ class Tokenizer:
 
     @cached_property
     def _bytes_of_id(self) -> list[bytes]:
-        to_byte = {char: byte for byte, char in _byte_alphabet().items()}
+        to_byte = {char: byte for byte, char in byte_alphabet().items()}
         added = {number: token.content for number, token in self._added.items()}
         table = []
         for number in range(self.vocab_size):
@@ -236,7 +236,7 @@ def _steps(data: dict[str, Any], part: str) -> list[dict[str, Any]]:
     return list(step[plural[part]]) if step["type"] == "Sequence" else [step]
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """The GPT-2 table from bytes to printable characters (Radford et al. 2019, ``encoder.py``)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
