@@ -13,6 +13,7 @@ group are similar to each other: a chain of similar documents is one group.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,13 +60,17 @@ def signatures(texts_words: Sequence[Sequence[str]], rule: NearRule) -> Signatur
     return rows
 
 
-def near_duplicates(table: Signatures, candidates: Numbers, rule: NearRule) -> Iterator[
-    tuple[int, int]
-]:
+class Table(Protocol):
+    """Signatures by document number, of any storage: ascending rows, and columns of them."""
+
+    def __getitem__(self, key: tuple[Numbers, slice], /) -> Signatures: ...
+
+
+def near_duplicates(table: Table, candidates: Numbers, rule: NearRule) -> Iterator[tuple[int, int]]:
     """Yield (document, kept document) for every near-duplicate, by document number.
 
     Args:
-        table: uint32 [documents, permutations], of any storage; it is read in pieces.
+        table: uint32 [documents, permutations]; it is read in pieces.
         candidates: Numbers of the documents to look at, ascending.
         rule: Threshold and bands.
     """
@@ -81,9 +86,8 @@ def near_duplicates(table: Signatures, candidates: Numbers, rule: NearRule) -> I
             yield int(candidates[place]), int(candidates[root])
 
 
-def _band_keys(table: Signatures, candidates: Numbers, columns: slice) -> npt.NDArray[np.uint64]:
-    """One key a candidate; 0 for documents without words. Unequal bands with one key are harmless:
-    candidates are compared."""
+def _band_keys(table: Table, candidates: Numbers, columns: slice) -> npt.NDArray[np.uint64]:
+    """One key a candidate, 0 for documents without words; equal keys are only candidates."""
     keys = np.zeros(len(candidates), dtype=np.uint64)
     for start in range(0, len(candidates), _CHUNK):
         rows = table[candidates[start : start + _CHUNK], columns].astype(np.uint64)
@@ -106,10 +110,10 @@ def _buckets(keys: npt.NDArray[np.uint64]) -> Iterator[Numbers]:
 
 
 def _join_similar(
-    table: Signatures, candidates: Numbers, members: Numbers, agree: int, parent: Numbers
+    table: Table, candidates: Numbers, members: Numbers, agree: int, parent: Numbers
 ) -> None:
     """Join each member to the first earlier leader it is similar to; without one it leads."""
-    rows = np.asarray(table[candidates[members]])
+    rows = table[candidates[members], slice(None)]
     leaders: list[int] = []
     for number in range(len(members)):
         if leaders:

@@ -55,7 +55,7 @@ class MixtureRule:
     """How many tokens a run reads from each source: shares of ``tokens`` by weight."""
 
     tokens: int
-    weights: Mapping[str, Fraction]
+    weights: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -224,4 +224,5 @@ def _mixture(spec: Any) -> MixtureRule | None:
     parsed = {key: parse_decimal(f"{place}.weights.{key}", weights[key]) for key in weights}
     if any(weight <= 0 for weight in parsed.values()):
         raise DatasetError(f"{place}.weights: expected positive weights, found {dict(weights)}")
-    return MixtureRule(_integer(place, spec, "tokens", 1), parsed)
+    texts = {str(key): str(value) for key, value in weights.items()}
+    return MixtureRule(_integer(place, spec, "tokens", 1), texts)

@@ -146,7 +146,12 @@ class PackageSource(Source):
     def record(self, counts: Mapping[str, Counter[str]]) -> list[dict[str, Any]]:
         """Describe every package: version, files, digest of the list of file hashes, skipped."""
         return [
-            {"kind": "python_package", "name": name, "version": version, **self._counts(name, counts)}
+            {
+                "kind": "python_package",
+                "name": name,
+                "version": version,
+                **self._counts(name, counts),
+            }
             for name, version in self._versions.items()
         ]
 

@@ -90,8 +90,7 @@ class Tokenizer:
         return cls(Path(path).read_bytes(), eod, bos)
 
     def _mark(self, token: int | str, role: str) -> int:
-        by_text = isinstance(token, str)
-        number = self._hf.token_to_id(token) if by_text else token
+        number = self._hf.token_to_id(token) if isinstance(token, str) else token
         text = None if number is None or number < 0 else self._hf.id_to_token(number)
         if number is None or text is None:
             raise DatasetError(

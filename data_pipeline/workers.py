@@ -21,6 +21,29 @@ Output = TypeVar("Output")
 _task: Callable[[Any], Any] | None = None
 
 
+def chunked(
+    items: Iterable[Input], size: Callable[[Input], int], limit: int, most: int
+) -> Iterator[list[Input]]:
+    """Cut a stream into lists of bounded size; an item over the limit stands alone.
+
+    Args:
+        items: The stream.
+        size: Size of an item.
+        limit: Largest sum of sizes of a list.
+        most: Largest number of items of a list.
+    """
+    chunk: list[Input] = []
+    total = 0
+    for item in items:
+        if chunk and (total + size(item) > limit or len(chunk) == most):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(item)
+        total += size(item)
+    if chunk:
+        yield chunk
+
+
 class Workers(Generic[Input, Output]):
     """A task, bound to processes that end with the ``with`` block."""
 
