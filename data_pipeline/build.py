@@ -217,9 +217,7 @@ class _Build:
         if not (self.place.decisions.is_file() and self.place.tokenizer.is_file()):
             raise DatasetError(f"{self.place.root}: expected a prepared build; prepare it first")
         tokenizer, kept = self._tokenizer(), kept_mask(self.place.kept, found.documents)
-        parts = {
-            g: slice(int(found.first[g.number]), int(found.first[g.number + 1])) for g in wanted
-        }
+        parts = {group: found.part(group.number) for group in wanted}
         sizes = [found.sizes(g.number)[kept[part]].sum() for g, part in parts.items()]
         meter = Meter(self.say, "encoding", int(sum(sizes)))
         task = encode.EncodeTask.of(tokenizer)

@@ -220,7 +220,7 @@ class Survey:
     def digest(self, document: int) -> bytes:
         """SHA-256 of a document by number."""
         group, place = self.locate(document)
-        return self.digests(group)[place].tobytes()
+        return bytes(self.digests(group)[place])
 
     def reference(self, document: int) -> dict[str, Any]:
         """Name a document by number: source, name, and record and id where it has them."""
@@ -230,6 +230,10 @@ class Survey:
         with self._place.survey(group, "refs").open("rb") as handle:
             handle.seek(start)
             return dict(json.loads(handle.read(int(ends[place]) - start)))
+
+    def part(self, group: int) -> slice:
+        """The numbers of the documents of a group."""
+        return slice(int(self.first[group]), int(self.first[group + 1]))
 
     def locate(self, document: int) -> tuple[int, int]:
         """Group of a document, and its place there."""
