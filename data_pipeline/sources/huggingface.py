@@ -70,7 +70,7 @@ class DiskDataset(ArrowSource):
         root, name = spec.root("path"), spec.text("name", self.kind)
         shards = _shards(spec, root)
         expect_listed(root, shards)
-        super().__init__(spec, name, hash_files(name, root, shards, workers, known))
+        super().__init__(spec, name, lambda: hash_files(name, root, shards, workers, known))
 
     def _batches(self, file: SourceFile) -> Iterator[Any]:
         opened = datasets.Dataset.from_file(str(file.path))
@@ -105,7 +105,7 @@ class HubDataset(RecordSource):
         self.config, self.revision = spec.optional_text("config"), _commit(spec)
         self.streaming = spec.flag("streaming", True)
         name = spec.text("name", self.dataset)
-        super().__init__(spec, name, [self._file(name)])
+        super().__init__(spec, name, lambda: [self._file(name)])
 
     def read(self, file: SourceFile, counts: Counter[str]) -> Iterator[Document]:
         """Yield the documents and count the digest over them; see ``Source.read``."""
@@ -220,7 +220,7 @@ def _is_closed(path: Path) -> bool:
 
 def _hub_name(spec: Spec) -> str:
     name = spec.text("dataset")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
         raise spec.fail("dataset", "owner/name", name)
     if Path(name).exists():
         raise spec.fail(

@@ -58,7 +58,7 @@ class JsonlSource(RecordSource):
         spec.expect_keys(required=["root"], optional=optional)
         name = spec.text("name", self.kind)
         self.max_record_bytes = spec.size("max_record_bytes", MAX_RECORD_BYTES)
-        super().__init__(spec, name, chosen_files(spec, name, SUFFIXES, workers, known))
+        super().__init__(spec, name, lambda: chosen_files(spec, name, SUFFIXES, workers, known))
 
     def _declared(self) -> dict[str, Any]:
         return {**super()._declared(), "max_record_bytes": self.max_record_bytes}

@@ -11,6 +11,7 @@ from data_pipeline.sources.files import chosen_files
 from data_pipeline.sources.records import FIELD_KEYS
 from data_pipeline.sources.spec import Spec
 
+SUFFIXES = (".parquet",)
 _PAGE_BUFFER = 1 << 20  # read pages as they are needed instead of whole column chunks
 
 
@@ -35,9 +36,12 @@ class ParquetSource(ArrowSource):
         """
         spec.expect_keys(required=["root"], optional=["include", "exclude", "files", *FIELD_KEYS])
         name = spec.text("name", self.kind)
-        super().__init__(spec, name, chosen_files(spec, name, (".parquet",), workers, known))
+        super().__init__(spec, name, lambda: chosen_files(spec, name, SUFFIXES, workers, known))
 
     def _batches(self, file: SourceFile) -> Iterator[Any]:
         with pq.ParquetFile(file.path, pre_buffer=False, buffer_size=_PAGE_BUFFER) as opened:
             wanted = columns(self.fields, opened.schema_arrow, file.path)
-            yield from opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False)
+            for group in range(opened.num_row_groups):  # a batch across two would need both whole
+                yield from opened.iter_batches(
+                    BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False
+                )

@@ -10,7 +10,7 @@ Specification: ``docs/spec/sources.md``.
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,10 +179,11 @@ class RecordSource(Source):
     place = "record"  # what a record is called in an error
     first = 0  # the number that an error gives to record 0
 
-    def __init__(self, spec: Spec, name: str, files: Sequence[SourceFile]) -> None:
-        """Read the declared fields and the policy."""
-        super().__init__(name, files, spec.choice("malformed", "stop", ("stop", "skip")))
+    def __init__(self, spec: Spec, name: str, find: Callable[[], Sequence[SourceFile]]) -> None:
+        """Read the declared fields and the policy, then find the files, which can take long."""
         self.fields = Fields.of(spec)
+        malformed = spec.choice("malformed", "stop", ("stop", "skip"))
+        super().__init__(name, find(), malformed)
 
     def read(self, file: SourceFile, counts: Counter[str]) -> Iterator[Document]:
         """Yield the documents of a file; see ``Source.read``."""
