@@ -16,7 +16,8 @@ a few MiB a worker.
 
 On a cluster the groups are built by tasks of their own, in any order, with a barrier between the
 stages: ``survey_group`` for each group, ``prepare_build``, ``build_group`` for each group,
-``finish_build``. The directory must lie on a file system that all of them see, with locks.
+``finish_build``. Files are hashed by the first task only. The directory must lie on a file system
+that all of them see, with locks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -63,7 +64,7 @@ def build_dataset(
             exists, or another build that is running.
         OSError: The disk is full. ``out`` does not exist then; the same call goes on where it was.
     """
-    build = _Build(spec, Path(out), workers, progress)
+    build = _Build(spec, Path(out), workers, progress, hash_files=True)
     with build.place.held():
         build.claim(may_clear=True)
         if not build.is_assembled:
@@ -153,11 +154,17 @@ class _Build:
     """The stages, each of which does only what is missing."""
 
     def __init__(
-        self, spec: Mapping[str, Any], out: Path, workers: int, progress: Progress | None
+        self,
+        spec: Mapping[str, Any],
+        out: Path,
+        workers: int,
+        progress: Progress | None,
+        hash_files: bool = False,
     ) -> None:
         self.recipe = Recipe.parse(spec)
-        self.plan = Plan.make(self.recipe)
         self.place = BuildDirectory(out)
+        known = None if hash_files else self.place.known_files(self.recipe)
+        self.plan = Plan.make(self.recipe, workers, known)
         self.workers = workers
         self.say = progress or (lambda line: None)
 
@@ -181,9 +188,8 @@ class _Build:
         wanted = [g for g in groups if not self.place.survey(g.number, "json").is_file()]
         if not wanted:
             return
-        rule = self.recipe.decontamination
-        evaluations = None if rule is None else Evaluations.read(rule)
-        steps = (self.recipe.exact, self.recipe.near, rule)
+        evaluations = self._evaluations()
+        steps = (self.recipe.exact, self.recipe.near, evaluations)
         task = SurveyTask(any(steps), self.recipe.near, evaluations)
         meter = Meter(self.say, "reading", sum(group.size for group in wanted))
         with Workers[survey.Chunk, survey.Surveyed](task, self.workers) as pool:
@@ -195,8 +201,7 @@ class _Build:
         found = self._surveyed()
         total = f"{found.documents:,} documents, {found.size:,} bytes"
         if not self.place.decisions.is_file():
-            rule = self.recipe.decontamination
-            decide(self.place, found, self.recipe, None if rule is None else Evaluations.read(rule))
+            decide(self.place, found, self.recipe, self._evaluations())
         kept = kept_mask(self.place.kept, found.documents)
         self.say(f"{self.recipe.name}: {total}, {found.documents - int(kept.sum()):,} left out")
         if not self.place.tokenizer.is_file():
@@ -205,9 +210,9 @@ class _Build:
             else:
                 tokenizer = open_tokenizer(self.recipe.tokenizer)
             write_bytes(self.place.tokenizer, tokenizer.data)
-        notice = encoder_for(self._tokenizer()).notice
-        if notice is not None:
-            self.say(notice)
+            notice = encoder_for(tokenizer).notice
+            if notice is not None:
+                self.say(notice)
 
     def encode(self, groups: Iterable[Group]) -> None:
         wanted = [g for g in groups if encode.group_record(self.place, g.number) is None]
@@ -237,6 +242,10 @@ class _Build:
         self.place.remove()
         self.say(f"{self.recipe.name}: index digest {digest}")
         return digest
+
+    def _evaluations(self) -> Evaluations | None:
+        rule = self.recipe.decontamination
+        return None if rule is None else Evaluations.read(self.plan.evaluations, rule.ngram)
 
     def _surveyed(self) -> Survey:
         missing = [

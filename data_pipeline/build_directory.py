@@ -23,6 +23,7 @@ from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
 from data_pipeline.plan import Plan
+from data_pipeline.recipe import Recipe
 
 _FORMAT = "build-v1"
 _LIBRARIES = ("rensa", "tiktoken", "tokenizers")
@@ -65,12 +66,10 @@ class BuildDirectory:
                 raise DatasetError(
                     f"{self.out}: another process built it just now; run the command again"
                 )
+            (self.root / "locks").mkdir(exist_ok=True)
             if group is not None:
                 path = self.root / "locks" / f"{group:05d}"
-                path.parent.mkdir(exist_ok=True)
-                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                stack.callback(os.close, lock)
-                _lock(lock, fcntl.LOCK_EX, f"{self.out}, group {group}")
+                stack.enter_context(_locked(path, fcntl.LOCK_EX, f"{self.out}, group {group}"))
             yield
 
     def _expect_absent(self) -> None:
@@ -93,6 +92,10 @@ class BuildDirectory:
         Raises:
             DatasetError: Remains of another plan that may not be deleted.
         """
+        with _locked(self.root / "locks" / "plan", fcntl.LOCK_EX, str(self.out), wait=True):
+            return self._claim(plan, may_clear)
+
+    def _claim(self, plan: Plan, may_clear: bool) -> str | None:
         path, identity = self.root / "plan.json", _identity(plan)
         found = _read_record(path)
         if found == identity:
@@ -106,8 +109,18 @@ class BuildDirectory:
             )
         for entry in remains:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        files = [{file.name: file.sha256 for file in source.files} for source in plan.sources]
+        write_bytes(self.root / "files.json", canonical_json(files))
         write_bytes(path, canonical_json(identity))
         return None if reason is None else f"starting over: {reason}"
+
+    def known_files(self, recipe: Recipe) -> list[dict[str, str]] | None:
+        """SHA-256 by name of the files of every source, when a build of this recipe is planned."""
+        planned = _read_record(self.root / "plan.json")
+        if not isinstance(planned, dict) or planned.get("recipe") != sha256_hex(recipe.identity):
+            return None
+        known = _read_record(self.root / "files.json")
+        return known if isinstance(known, list) else None
 
     def clear_but_final(self) -> None:
         """Delete all that the finished dataset does not need."""
@@ -122,9 +135,19 @@ class BuildDirectory:
         shutil.rmtree(self.root)
 
 
-def _lock(descriptor: int, mode: int, what: str) -> None:
+@contextlib.contextmanager
+def _locked(path: Path, mode: int, what: str, wait: bool = False) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        _lock(descriptor, mode, what, wait)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, mode: int, what: str, wait: bool = False) -> None:
+    try:
+        fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DatasetError(f"{what}: another process is building it; wait for it to end") from None
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.recipe import DecontaminationRule
-from data_pipeline.sources import open_source
+from data_pipeline.sources import Document, Source
 from data_pipeline.words import ngram_hashes, words
 
 
@@ -29,8 +28,12 @@ class Evaluations:
     record: dict[str, Any]
 
     @classmethod
-    def read(cls, rule: DecontaminationRule) -> "Evaluations":
+    def read(cls, sources: Sequence[Source], ngram: int) -> "Evaluations":
         """Read the evaluation texts.
+
+        Args:
+            sources: Where they are.
+            ngram: Words of a run.
 
         Raises:
             DatasetError: A source that cannot be read.
@@ -38,25 +41,24 @@ class Evaluations:
         found: list[npt.NDArray[np.uint64]] = []
         references: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
-        for spec in rule.sources:
-            source = open_source(spec)
+        for source in sources:
             counts = {file.name: Counter[str]() for file in source.files}
             for file in source.files:
                 for document in source.read(file, counts[file.name]):
-                    found.append(ngram_hashes(words(document.text), rule.ngram))
+                    found.append(ngram_hashes(words(document.text), ngram))
                     references.append(reference(document))
             records += source.record(counts)
         flat = np.concatenate(found) if found else np.zeros(0, dtype=np.uint64)
         owners = np.repeat(np.arange(len(found), dtype=np.uint32), [len(one) for one in found])
         hashes, first = np.unique(flat, return_index=True)
         record = {
-            "ngram": rule.ngram,
+            "ngram": ngram,
             "ngrams": len(hashes),
             "sources": records,
             "texts": len(found),
             "texts_too_short": sum(1 for one in found if not len(one)),
         }
-        return cls(rule.ngram, hashes, owners[first], tuple(references), record)
+        return cls(ngram, hashes, owners[first], tuple(references), record)
 
     def hit(self, tokens: Sequence[str]) -> tuple[str, int] | None:
         """Return the first run of a document's words that is an evaluation's, and whose it is."""
@@ -72,7 +74,7 @@ class Evaluations:
         return ngram, int(self.texts[places[first]])
 
 
-def reference(document: Any) -> dict[str, Any]:
+def reference(document: Document) -> dict[str, Any]:
     """Name a document: ``source``, ``name`` and, where it has them, ``record`` and ``id``."""
     named: dict[str, Any] = {"source": document.source, "name": document.name}
     if document.record is not None:

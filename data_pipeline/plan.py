@@ -5,10 +5,10 @@ files of one source, closed when their sizes reach ``group_bytes``; every group 
 so groups can be built in any order, by any processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.canonical import canonical_json, sha256_hex
+from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
 from data_pipeline.errors import DatasetError
 from data_pipeline.recipe import Recipe
 from data_pipeline.sources import Source, SourceFile, open_source
@@ -32,34 +32,50 @@ class Plan:
     recipe: Recipe
     sources: tuple[Source, ...]
     groups: tuple[Group, ...]
+    evaluations: tuple[Source, ...]
 
     @classmethod
-    def make(cls, recipe: Recipe) -> "Plan":
+    def make(
+        cls, recipe: Recipe, workers: int = 1, known: Sequence[Mapping[str, str]] | None = None
+    ) -> "Plan":
         """Open the sources and group their files.
+
+        Args:
+            recipe: The recipe.
+            workers: Threads that hash files.
+            known: SHA-256 by file name for every source, so that files are not hashed again.
 
         Raises:
             DatasetError: A source that cannot be opened, or weights of a mixture that do not name
                 the sources.
         """
-        sources = tuple(open_source(spec) for spec in recipe.sources)
+        hashes = [None] * len(recipe.sources) if known is None else known
+        sources = tuple(
+            open_source(spec, workers=workers, known=files)
+            for spec, files in zip(recipe.sources, hashes, strict=True)
+        )
         groups: list[Group] = []
         for number, source in enumerate(sources):
             for first, end, size in _runs([file.size for file in source.files], recipe.group_bytes):
                 groups.append(Group(len(groups), number, first, end, size))
         _expect_names(recipe, [source.name for source in sources])
-        return cls(recipe, sources, tuple(groups))
+        rule = recipe.decontamination
+        evaluations = tuple(open_source(spec) for spec in (rule.sources if rule else ()))
+        return cls(recipe, sources, tuple(groups), evaluations)
 
     def files(self, group: Group) -> tuple[SourceFile, ...]:
         """The files of a group, in reading order."""
         return self.sources[group.source].files[group.first : group.end]
 
     def sources_sha256(self) -> str:
-        """SHA-256 over the name, size and SHA-256 of every file, in order."""
-        files = [
+        """SHA-256 over the name, size and SHA-256 of every file that is read, in order."""
+        files: list[list[str | int]] = [
             [number, file.source, file.name, file.size, file.sha256]
-            for number, source in enumerate(self.sources)
+            for number, source in enumerate((*self.sources, *self.evaluations))
             for file in source.files
         ]
+        if "file" in self.recipe.tokenizer:
+            files.append(["tokenizer", sha256_file(self.recipe.tokenizer["file"])])
         return sha256_hex(canonical_json(files))
 
 
