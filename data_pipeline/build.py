@@ -31,7 +31,6 @@ from data_pipeline.canonical import sha256_hex
 from data_pipeline.contamination import Evaluations
 from data_pipeline.durable import publish_directory, write_bytes
 from data_pipeline.errors import DatasetError
-from data_pipeline.fast_tokenizer import encoder_for
 from data_pipeline.meter import Meter, Progress
 from data_pipeline.plan import Group, Plan
 from data_pipeline.recipe import Recipe
@@ -210,7 +209,7 @@ class _Build:
             else:
                 tokenizer = open_tokenizer(self.recipe.tokenizer)
             write_bytes(self.place.tokenizer, tokenizer.data)
-            notice = encoder_for(tokenizer).notice
+            notice = encode.made_encoder(tokenizer.data, tokenizer.eod, tokenizer.bos).notice
             if notice is not None:
                 self.say(notice)
 

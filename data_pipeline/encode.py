@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,16 +58,13 @@ class EncodeTask:
     tokenizer: bytes
     eod: int
     bos: int | None
+    dtype: str
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "EncodeTask":
         """The task for this tokenizer."""
-        return cls(tokenizer.data, tokenizer.eod, tokenizer.bos)
-
-    @cached_property
-    def _encoder(self) -> tuple[Encoder, "np.dtype[Any]"]:
-        tokenizer = Tokenizer(self.tokenizer, self.eod, self.bos)
-        return encoder_for(tokenizer), np.dtype(token_dtype(tokenizer.vocab_size))
+        dtype = token_dtype(tokenizer.vocab_size)
+        return cls(tokenizer.data, tokenizer.eod, tokenizer.bos, dtype)
 
     def __call__(self, chunk: Chunk) -> Encoded:
         """Return the ids of every document.
@@ -83,9 +80,15 @@ class EncodeTask:
                     f"{wanted.sha256.hex()}, found {found.hex()}; the source changed during the "
                     "build: build again"
                 )
-        encoder, dtype = self._encoder
+        encoder = made_encoder(self.tokenizer, self.eod, self.bos)
         batches = encoder.encode_batch([wanted.document.text for wanted in chunk])
-        return [ids.astype(dtype) for ids in batches]
+        return [ids.astype(self.dtype) for ids in batches]
+
+
+@lru_cache(maxsize=4)
+def made_encoder(tokenizer: bytes, eod: int, bos: int | None) -> Encoder:
+    """Return the encoder of a tokenizer file, made once in a process (it takes half a second)."""
+    return encoder_for(Tokenizer(tokenizer, eod, bos))
 
 
 def encode_group(

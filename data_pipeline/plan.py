@@ -8,10 +8,12 @@ so groups can be built in any order, by any processes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
+from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.errors import DatasetError
 from data_pipeline.recipe import Recipe
 from data_pipeline.sources import Source, SourceFile, open_source
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_source import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Plan:
     sources: tuple[Source, ...]
     groups: tuple[Group, ...]
     evaluations: tuple[Source, ...]
+    tokenizer: Tokenizer | None  # where the recipe names a file
 
     @classmethod
     def make(
@@ -46,8 +49,8 @@ class Plan:
             known: SHA-256 by file name for every source, so that files are not hashed again.
 
         Raises:
-            DatasetError: A source that cannot be opened, or weights of a mixture that do not name
-                the sources.
+            DatasetError: A source or tokenizer that cannot be opened, or weights of a mixture that
+                do not name the sources.
         """
         hashes = [None] * len(recipe.sources) if known is None else known
         sources = tuple(
@@ -61,7 +64,8 @@ class Plan:
         _expect_names(recipe, [source.name for source in sources])
         rule = recipe.decontamination
         evaluations = tuple(open_source(spec) for spec in (rule.sources if rule else ()))
-        return cls(recipe, sources, tuple(groups), evaluations)
+        tokenizer = open_tokenizer(recipe.tokenizer) if "file" in recipe.tokenizer else None
+        return cls(recipe, sources, tuple(groups), evaluations, tokenizer)
 
     def files(self, group: Group) -> tuple[SourceFile, ...]:
         """The files of a group, in reading order."""
@@ -74,8 +78,8 @@ class Plan:
             for number, source in enumerate((*self.sources, *self.evaluations))
             for file in source.files
         ]
-        if "file" in self.recipe.tokenizer:
-            files.append(["tokenizer", sha256_file(self.recipe.tokenizer["file"])])
+        if self.tokenizer is not None:
+            files.append(["tokenizer", sha256_hex(self.tokenizer.data)])
         return sha256_hex(canonical_json(files))
 
 

@@ -15,11 +15,6 @@ from data_pipeline.tokenizer import EOD_TEXT, Tokenizer
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def is_trained(spec: Mapping[str, Any]) -> bool:
-    """Say whether the tokenizer of a recipe is trained on the corpus."""
-    return "vocab_size" in spec
-
-
 def open_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     """Open a tokenizer that exists.
 
