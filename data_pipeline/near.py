@@ -1,14 +1,15 @@
 """Near-duplicates by MinHash: signatures by a library, groups by bands, one document kept of each.
 
 A document's signature is rensa's R-MinHash over the hashes of its runs of words (``words.py``).
-Documents whose signatures agree in all values of a band are candidates; two are joined when their
-signatures agree in at least threshold · permutations places. Joined documents form groups
-(connected components); the one that comes first is kept.
+Documents whose signatures agree in all values of a band form a bucket. In a bucket, in document
+order, a document is joined with every leader whose signature agrees with its own in at least
+threshold · permutations places; one that agrees with no leader becomes one. Joined documents form
+groups (connected components over all bands); the one that comes first is kept.
 
 Guarantees: the same groups on every machine for one version of the algorithm, which is recorded;
 memory of about 40 bytes a document, whatever the signatures take on disk. Does not guarantee: that
 every pair above the threshold is found (with the default 16 bands of 8 values a pair of similarity
-0.8 is a candidate with probability 0.95, one of 0.9 with 0.9999), nor that two members of one
+0.8 shares a band with probability 0.95, one of 0.9 with 0.9999), nor that two members of one
 group are similar to each other: a chain of similar documents is one group.
 """
 
@@ -112,17 +113,16 @@ def _buckets(keys: npt.NDArray[np.uint64]) -> Iterator[Numbers]:
 def _join_similar(
     table: Table, candidates: Numbers, members: Numbers, agree: int, parent: Numbers
 ) -> None:
-    """Join each member to the first earlier leader it is similar to; without one it leads."""
+    """Join each member with all earlier leaders it is similar to; without one it leads."""
     rows = table[candidates[members], slice(None)]
     leaders: list[int] = []
     for number in range(len(members)):
-        if leaders:
-            equal = (rows[leaders] == rows[number]).sum(axis=1)
-            similar = np.flatnonzero(equal >= agree)
-            if similar.size:
-                _join(parent, int(members[leaders[similar[0]]]), int(members[number]))
-                continue
-        leaders.append(number)
+        equal = (rows[leaders] == rows[number]).sum(axis=1)
+        similar = np.flatnonzero(equal >= agree).tolist()
+        for place in similar:
+            _join(parent, int(members[leaders[place]]), int(members[number]))
+        if not similar:
+            leaders.append(number)
 
 
 def _find(parent: Numbers, place: int) -> int:

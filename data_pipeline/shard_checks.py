@@ -9,6 +9,7 @@ encoded to the same ids again.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from data_pipeline.tokenizer import Tokenizer
 
 REBUILD = "restore the file from a copy, or delete the dataset and build it again"
 
+_HEX = re.compile(r"[0-9a-f]{64}")
 _KEYS = {"bytes": int, "name": str, "sha256": str, "source": str}
 _OPTIONAL_KEYS = {"id": str, "meta": dict, "record": int}
 
@@ -153,6 +155,8 @@ def _source_line(
     for key, value in record.items():
         wanted = (_KEYS | _OPTIONAL_KEYS)[key]
         expect(path, f"{place}, type of {key}", wanted.__name__, type(value).__name__)
+    expect(path, f"{place}, sha256 of 64 hex digits", True, bool(_HEX.fullmatch(record["sha256"])))
+    expect(path, f"{place}, bytes not negative", True, record["bytes"] >= 0)
     heldout = in_heldout(record["sha256"], form.heldout_permille)
     expect(path, f"{place}, split by content", "heldout" if heldout else "train", split)
     return dict(record)

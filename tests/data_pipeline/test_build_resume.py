@@ -69,7 +69,7 @@ def test_a_build_killed_at_any_write_goes_on_and_redoes_no_finished_shard(corpus
     for _ in range(40):
         command = [sys.executable, "-c", _DYING, json.dumps(declared(corpus)), str(out), str(log)]
         done = subprocess.run(
-            [*command, str(draw.randrange(4, 10))], check=False, capture_output=True, text=True
+            [*command, str(draw.randrange(8, 22))], check=False, capture_output=True, text=True
         )
         if done.returncode == 0:
             break
