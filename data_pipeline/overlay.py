@@ -25,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.canonical import canonical_json, sha256_hex
+from data_pipeline.canonical import canonical_json, is_sha256_hex, sha256_hex
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
 from data_pipeline.protocols import Ids
@@ -53,7 +53,7 @@ class Binding:
             found = getattr(self, name)
             if type(found) is not int or found < low:
                 raise DatasetError(f"overlay: {name}: expected an integer >= {low}, found {found}")
-        if not is_digest(self.index_digest) or type(self.order) is not str:
+        if not is_sha256_hex(self.index_digest) or type(self.order) is not str:
             raise DatasetError(
                 "overlay: expected an index digest of 64 hex digits and the name of an order, "
                 f"found {self.index_digest!r} and {self.order!r}"
@@ -94,7 +94,7 @@ class Overlay:
                 unknown kind or without a name, or a canary with an end-of-document mark.
         """
         self.binding, self.entries, self.plan = binding, tuple(entries), plan
-        if plan is not None and not is_digest(plan):
+        if plan is not None and not is_sha256_hex(plan):
             raise DatasetError(f"overlay: plan: expected null or 64 hex digits, found {plan!r}")
         for number, entry in enumerate(self.entries):
             _check_entry(number, entry, binding)
@@ -304,15 +304,6 @@ def merge(one: Overlay, two: Overlay) -> Overlay:
 def entry_place(entry: Entry) -> tuple[int, int]:
     """Sort key of entries."""
     return entry.position, entry.column
-
-
-def is_digest(found: object) -> bool:
-    """Say whether it is a SHA-256 in lower-case hexadecimal."""
-    return (
-        type(found) is str
-        and len(found) == 64
-        and all(char in "0123456789abcdef" for char in found)
-    )
 
 
 def _ranges(first: Ids, count: Ids) -> Ids:
