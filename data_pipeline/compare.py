@@ -166,14 +166,24 @@ def against_index(
     """
     for step in range(len(_matrix("run", log))):
         found = log[step * DIGEST_BYTES : (step + 1) * DIGEST_BYTES]
-        expected = step_leaf(batches, step)
-        if expected != found:
-            explanation = explain_leaf(batches, step, found)
-            rows = promised_rows(batches, step, decode)
-            return LeafDifference(step, expected, found, rows, explanation)
+        difference = check_leaf(batches, step, found, decode)
+        if difference is not None:
+            return difference
         if progress:
             progress(step + 1)
     return None
+
+
+def check_leaf(
+    batches: Batches, step: int, found: bytes, decode: Decode | None = None
+) -> LeafDifference | None:
+    """Recompute one leaf from the shards; arguments and result as ``against_index``."""
+    expected = step_leaf(batches, step)
+    if expected == found:
+        return None
+    explanation = explain_leaf(batches, step, found)
+    rows = promised_rows(batches, step, decode)
+    return LeafDifference(step, expected, found, rows, explanation)
 
 
 def promised_rows(

@@ -11,13 +11,12 @@ promise of a canary study after the study, its plan digest before.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.canonical import canonical_json, sha256_hex
-from data_pipeline.compare import Batches, Pair, compare_logs, step_leaf
+from data_pipeline.compare import Pair, compare_logs
 from data_pipeline.digests import DIGEST_BYTES, chain_over, split_leaves
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
@@ -29,7 +28,7 @@ _KEYS = ("schema", "order", "steps", "start", "chain", "log_sha256")
 
 @dataclass(frozen=True)
 class Promise:
-    """A published order: what C_{-1} names, and the leaves."""
+    """A published order: what C_{-1} names, and the leaves (``leaves.expected_leaves``)."""
 
     order: dict[str, Any]
     log: bytes
@@ -38,6 +37,19 @@ class Promise:
     def steps(self) -> int:
         """Steps promised."""
         return len(self.log) // DIGEST_BYTES
+
+    def chain_at(self, checkpoint: int) -> bytes:
+        """Return the chain that checkpoint n must carry: C_{n-1}.
+
+        Raises:
+            DatasetError: The promise ends before.
+        """
+        if not 0 <= checkpoint <= self.steps:
+            raise DatasetError(
+                f"expected a checkpoint in [0, {self.steps}], where the promise ends, found "
+                f"{checkpoint}"
+            )
+        return chain_over(start_of(self.order), split_leaves(self.log[: checkpoint * DIGEST_BYTES]))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -56,28 +68,6 @@ class Promise:
     def digest(self) -> str:
         """SHA-256 of ``order.json``, which commits to every leaf."""
         return sha256_hex(canonical_json(self.record))
-
-
-def make_promise(
-    batches: Batches,
-    order: dict[str, Any],
-    steps: int,
-    progress: Callable[[int], None] | None = None,
-) -> Promise:
-    """Compute the leaves of a reading from its dataset.
-
-    Args:
-        batches: The reading.
-        order: What its C_{-1} names.
-        steps: Number of steps.
-        progress: Called with the number of steps done.
-    """
-    leaves = []
-    for step in range(steps):
-        leaves.append(step_leaf(batches, step))
-        if progress:
-            progress(step + 1)
-    return Promise(parse_order(order), b"".join(leaves))
 
 
 def save_promise(promise: Promise, out: str | Path) -> Path:

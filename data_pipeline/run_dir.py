@@ -80,6 +80,21 @@ class RunOrder:
         return min((n for n in self.checkpoints if n > step), default=None)
 
 
+def find_runs(path: str | Path) -> list[Path]:
+    """Return the run directories at a path: itself, or the runs of a suite in name order.
+
+    Raises:
+        DatasetError: Neither.
+    """
+    path = Path(path)
+    if (path / "config.json").exists():
+        return [path]
+    found = sorted(p.parent for p in path.glob("*/config.json"))
+    if not found:
+        raise DatasetError(f"{path}: expected a run or a suite directory, found no config.json")
+    return found
+
+
 def _checkpoints(path: Path) -> dict[int, str]:
     ledger = path / "manifest.jsonl"
     found: dict[int, str] = {}
