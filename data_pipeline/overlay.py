@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from data_pipeline.canonical import canonical_json, is_sha256_hex, sha256_hex
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
 from data_pipeline.protocols import Ids
+
+if TYPE_CHECKING:
+    from data_pipeline.batches import BatchReader
 
 SCHEMA = "overlay-v1"
 CANARY, DOCUMENT = "canary", "document"
@@ -284,6 +287,20 @@ class Overlay:
     def hides(self, position: int, start: int, end: int) -> bool:
         """Say whether an entry replaces an id in columns [start, end) of the row at a position."""
         return any(e.column < end and start < e.end for e in self.entries_at(position))
+
+
+def binding_of(reader: "BatchReader") -> Binding:
+    """Return what an overlay for this reading must name."""
+    index = reader.stream.index
+    return Binding(
+        index_digest=index.digest,
+        order=reader.order.name,
+        seed=reader.seed,
+        seq_len=reader.seq_len,
+        batch_size=reader.batch_size,
+        vocab_size=index.vocab_size,
+        eod=index.eod,
+    )
 
 
 def merge(one: Overlay, two: Overlay) -> Overlay:
