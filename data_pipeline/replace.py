@@ -59,7 +59,7 @@ def replace_documents(
         An overlay of kind ``document``; an entry's name is ``document <number>``.
 
     Raises:
-        DatasetError: An unknown policy, or a text without ids.
+        DatasetError: An unknown policy, a text without ids, or no exposure before ``upto_step``.
         ValueError: A document that the stream does not have.
     """
     if fill not in FILLS:
@@ -79,6 +79,11 @@ def replace_documents(
             piece = tuple(ids[first - column : last - column].tolist())
             for position in order.positions_of(sequence, consumed):
                 entries.append(Entry(position, first, piece, DOCUMENT, name))
+    if not entries:
+        raise DatasetError(
+            f"expected a document that is read before step {upto_step}, found none of "
+            f"{sorted(texts)}; name a later step or other documents"
+        )
     return Overlay(binding, sorted(entries, key=entry_place))
 
 

@@ -144,9 +144,8 @@ def test_a_replaced_document_is_read_in_every_row_that_held_it(plain, built, tok
     assert len(holding) >= 3  # the document crosses borders of sequences
     rows = 0
     for step in range(epochs):
-        for row, (sequence, before, after) in enumerate(
-            zip(plain.sequences(step).tolist(), plain.ids(step), reader.ids(step), strict=True)
-        ):
+        read = zip(plain.sequences(step).tolist(), plain.ids(step), reader.ids(step), strict=True)
+        for sequence, before, after in read:
             wanted = before.copy()
             for number, column in holding:
                 if number == sequence:
@@ -161,6 +160,8 @@ def test_a_replaced_document_is_read_in_every_row_that_held_it(plain, built, tok
 def test_exposures_after_the_given_step_stay(plain, built, tokenizer, tmp_path):
     everything, _ = replaced(plain, built, tokenizer, tmp_path, {3: "x", 4: "y"})
     early, _ = replaced(plain, built, tokenizer, tmp_path, {3: "x", 4: "y"}, upto=10)
+    with pytest.raises(DatasetError, match="read before step 0, found none of"):
+        replaced(plain, built, tokenizer, tmp_path, {3: "x"}, upto=0)
     assert early.entries == tuple(e for e in everything.entries if e.position < 10 * B)
     with pytest.raises(ValueError, match="expected a document in"):
         replaced(plain, built, tokenizer, tmp_path, {10**6: "x"})
@@ -200,15 +201,16 @@ def tripod(*words):
 def test_a_study_from_file_to_run(built, tmp_path, capsys):
     reading = [built, "--seq-len", S, "--batch-size", B, "--seed", 0]
     suite = tmp_path / "suite"
-    (tmp_path / "study.json").write_text(json.dumps(study(group(), first=2, last=20)))
+    (tmp_path / "study.json").write_text(json.dumps(study(group(), first=10, last=20)))
     plan = tmp_path / "plan.json"
     assert tripod("overlay", "plan", tmp_path / "study.json", *reading, "--out", plan) == 0
     out = capsys.readouterr().out
     assert "publish its SHA-256 before training" in out
     assert re.search(r"random +16 +4 ", out)
     texts = tmp_path / "texts.jsonl"
-    texts.write_text('{"document": 3, "text": "short"}\n')
-    options = ["--upto-step", 2, "--suite", suite]
+    lines = (json.dumps({"document": k, "text": f"short {k}"}) for k in range(9))
+    texts.write_text("\n".join(lines))
+    options = ["--upto-step", 10, "--suite", suite]
     assert tripod("overlay", "replace", texts, *reading, *options) == 0
     (first,) = (suite / "overlays").iterdir()
     assert tripod("overlay", "write", built, plan, first, "--suite", suite) == 0
@@ -219,7 +221,9 @@ def test_a_study_from_file_to_run(built, tmp_path, capsys):
     assert reader.overlay.digest == digest
     assert tripod("overlay", "show", path, "--limit", 3) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
-    assert tripod("overlay", "plan", tmp_path / "study.json", *reading, "--out", plan, "--json") == 0
+    assert (
+        tripod("overlay", "plan", tmp_path / "study.json", *reading, "--out", plan, "--json") == 0
+    )
     assert json.loads(capsys.readouterr().out)["rows"] > 0
 
 
