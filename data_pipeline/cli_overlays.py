@@ -62,6 +62,7 @@ def add_commands(add: Add) -> None:
     )
     _add_reading(sub)
     sub.add_argument("--upto-step", type=int, required=True, help="replace exposures before it")
+    sub.add_argument("--from-step", type=int, default=0, help="leave earlier exposures alone")
     sub.add_argument("--fill", choices=FILLS, default="repeat", help="for shorter texts")
     sub.add_argument("--suite", type=Path, required=True, help="suite directory")
 
@@ -142,6 +143,7 @@ def run_replace(arguments: argparse.Namespace) -> int:
         arguments.upto_step,
         reader.stream.index.tokenizer().encode,
         arguments.fill,
+        arguments.from_step,
     )
     return _save(overlay, arguments.suite)
 

@@ -1,6 +1,6 @@
 """Other text in place of chosen documents, as an overlay: what would the model be without them?
 
-Every exposure of a document before a given step gets its entries, in every row that holds a part of
+Every exposure of a document in a range of steps gets its entries, in every row that holds a part of
 it, border ids included; nothing else changes. The new text takes exactly the ids that the old one
 took, because the order is fixed: a longer one is cut, a shorter one is filled up by a declared
 policy, and the document's end mark stays where it is.
@@ -43,6 +43,7 @@ def replace_documents(
     upto_step: int,
     encode: Encode,
     fill: str = "repeat",
+    from_step: int = 0,
 ) -> Overlay:
     """Make the overlay that reads other texts in place of documents.
 
@@ -54,19 +55,20 @@ def replace_documents(
         upto_step: Exposures in steps below it are replaced.
         encode: Ids of a text, by the tokenizer of the dataset.
         fill: ``repeat`` or ``eod``, for a text shorter than the document.
+        from_step: Exposures in steps below it are left alone.
 
     Returns:
         An overlay of kind ``document``; an entry's name is ``document <number>``.
 
     Raises:
-        DatasetError: An unknown policy, a text without ids, or no exposure before ``upto_step``.
+        DatasetError: An unknown policy, a text without ids, or no exposure in these steps.
         ValueError: A document that the stream does not have.
     """
     if fill not in FILLS:
         raise DatasetError(f"fill: expected one of {FILLS}, found {fill!r}")
     if binding.eod is None:
         raise DatasetError("expected a dataset with an end-of-document id, found none")
-    consumed = upto_step * binding.batch_size
+    replaced = range(from_step * binding.batch_size, upto_step * binding.batch_size)
     entries: list[Entry] = []
     for number, text in texts.items():
         document = stream.document(number)
@@ -77,12 +79,13 @@ def replace_documents(
         for sequence, column in order.holding(start, start + ids.size) if ids.size else []:
             first, last = max(column, 0), min(column + ids.size, order.seq_len + 1)
             piece = tuple(ids[first - column : last - column].tolist())
-            for position in order.positions_of(sequence, consumed):
-                entries.append(Entry(position, first, piece, DOCUMENT, name))
+            for position in order.positions_of(sequence, replaced.stop):
+                if position in replaced:
+                    entries.append(Entry(position, first, piece, DOCUMENT, name))
     if not entries:
         raise DatasetError(
-            f"expected a document that is read before step {upto_step}, found none of "
-            f"{sorted(texts)}; name a later step or other documents"
+            f"expected a document that is read in steps [{from_step}, {upto_step}), found none "
+            f"of {sorted(texts)}; name other steps or documents"
         )
     return Overlay(binding, sorted(entries, key=entry_place))
 

@@ -65,6 +65,27 @@ EVERY_TYPE = study(
 )
 
 
+def test_published_vector():
+    record = study(
+        group("r", {"kind": "random_ids", "length": 4}, {"0": 1, "1": 2, "4": 2}),
+        {
+            **group("p", {"kind": "template", "templates": ["{index}: {secret}"], "digits": 4}),
+            "copies": {"1": 2},
+            "spacing": "random",
+            "include_permille": 1000,
+        },
+        key=bytes(range(32)).hex(),
+        first=2,
+        last=10,
+    )
+    plan = planned(record, Binding("00" * 32, "order-v1", 0, 16, 4, 300, 0))
+    planted = "53f34774ec47edbd6cb5ceab507571bab4e503cbe25419a25e3c3433de3bf4f0"
+    assert plan.digest == "4a6c1af290140b2e04bfe2c23254a94f2a113f5a814eecc082e28704b9f7996e"
+    assert plan.overlay().digest == planted
+    assert [c.text for c in plan.canaries[5:]] == ["1: 4275", "0: 1920"]
+    assert plan.canaries[3].placements == ((8, 8), (17, 13), (26, 11), (32, 10))
+
+
 def test_draws_follow_their_formula():
     key = bytes(range(32))
     label = hashlib.sha256(b'["content","a",3]').digest()

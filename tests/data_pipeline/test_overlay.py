@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.canonical import canonical_json, sha256_hex
-from data_pipeline.digests import chain_start
+from data_pipeline.digests import chain_start, leaf, sequence_digests
 from data_pipeline.errors import DatasetError
 from data_pipeline.overlay import Binding, Entry, Overlay, merge
 
@@ -39,6 +39,20 @@ def overlays(draw):
             ids = draw(st.lists(st.integers(1, V - 1), min_size=end - start, max_size=end - start))
             entries.append(entry(position, start, ids, "canary", f"{position}.{start}"))
     return overlay(*entries)
+
+
+def test_published_vector():
+    binding = Binding("00" * 32, "order-v1", 0, 3, 3, 100, 0)
+    entries = [entry(1, 2, (50, 51), name="c/0"), entry(4, 0, (60,), "document", "document 7")]
+    made = Overlay(binding, entries)
+    assert len(made.data) == 353
+    assert made.digest == "1fefc511210486e44c739da132a8affeedc9e5051121e0c994cc5f785defc9bd"
+    start = "fb9b9d2b72ae751ca91e679086a9b6b239ee8c71555e12415a1ce8839b27a5b2"
+    assert chain_start("00" * 32, 3, 3, "order-v1", 0, made.digest).hex() == start
+    ids = made.apply([0, 1, 2], np.arange(12).reshape(3, 4))
+    assert ids[1].tolist() == [4, 5, 50, 51]
+    first = "18a69fc3c85cb8340c5c9a2c7489d2262e689022128c5452e7a886122b777873"
+    assert leaf(0, sequence_digests(ids)).hex() == first
 
 
 @given(overlays(), st.lists(st.integers(0, 45), max_size=20))

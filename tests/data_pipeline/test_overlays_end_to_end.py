@@ -160,9 +160,14 @@ def test_a_replaced_document_is_read_in_every_row_that_held_it(plain, built, tok
 def test_exposures_after_the_given_step_stay(plain, built, tokenizer, tmp_path):
     everything, _ = replaced(plain, built, tokenizer, tmp_path, {3: "x", 4: "y"})
     early, _ = replaced(plain, built, tokenizer, tmp_path, {3: "x", 4: "y"}, upto=10)
-    with pytest.raises(DatasetError, match="read before step 0, found none of"):
+    with pytest.raises(DatasetError, match=r"read in steps \[0, 0\), found none of"):
         replaced(plain, built, tokenizer, tmp_path, {3: "x"}, upto=0)
     assert early.entries == tuple(e for e in everything.entries if e.position < 10 * B)
+    late = replace_documents(
+        plain.stream, plain.order, binding_of(plain), {3: "x", 4: "y"}, STEPS, tokenizer.encode,
+        from_step=10,
+    )  # fmt: skip
+    assert late.entries == everything.entries[len(early.entries) :]
     with pytest.raises(ValueError, match="expected a document in"):
         replaced(plain, built, tokenizer, tmp_path, {10**6: "x"})
 
