@@ -90,10 +90,13 @@ class LeafDifference:
 
 @dataclass(frozen=True)
 class Side:
-    """What one reading has at the place of a difference; ``text`` is the ids around it."""
+    """What one reading has at the place of a difference; ``text`` is the ids around it.
+
+    ``document`` is None where the ids there belong to none.
+    """
 
     sequence: int
-    document: dict[str, Any]
+    document: dict[str, Any] | None
     overlay: list[str]
     ids: list[int]
     text: str | None
@@ -319,7 +322,9 @@ def locate_divergence(
 
 
 def _side(row: dict[str, Any], ids: Ids, column: int, decode: Decode | None) -> Side:
-    document = next(d for d in row["documents"] if d["start"] <= column < d["end"])
+    documents = (d for d in row["documents"] if d["start"] <= column < d["end"])
     around = ids[max(0, column - _AROUND) : column + _AROUND]
     text = None if decode is None else as_text(decode, around)
-    return Side(row["sequence"], document, row.get("overlay", []), around.tolist(), text)
+    return Side(
+        row["sequence"], next(documents, None), row.get("overlay", []), around.tolist(), text
+    )

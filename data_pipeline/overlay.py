@@ -114,12 +114,12 @@ class Overlay:
         """Read a manifest.
 
         Raises:
-            DatasetError: No file, not canonical JSON of this schema, or bad entries; the message
-                names the file.
+            DatasetError: No file, not canonical JSON of this schema, bad entries, or a file that is
+                named by another digest; the message names the file.
         """
         path = Path(path)
         try:
-            return cls.parse(path.read_bytes())
+            overlay = cls.parse(path.read_bytes())
         except FileNotFoundError:
             raise DatasetError(
                 f"{path}: expected an overlay, found no file; copy it from whoever published the "
@@ -127,6 +127,12 @@ class Overlay:
             ) from None
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from None
+        if is_sha256_hex(path.stem) and path.stem != overlay.digest:
+            raise DatasetError(
+                f"{path}: expected the overlay with the digest in its name, found "
+                f"{overlay.digest}; restore the file from a copy"
+            )
+        return overlay
 
     @classmethod
     def parse(cls, raw: bytes) -> "Overlay":
@@ -252,9 +258,15 @@ class Overlay:
             raise ValueError(
                 f"expected n positions and ids [n, {width}], found {places.shape} and {ids.shape}"
             )
+        if not places.size or not self._any_in(int(places.min()), int(places.max())):
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         first = np.searchsorted(self._positions, places, side="left")
         count = np.searchsorted(self._positions, places, side="right") - first
         return _ranges(first, count), np.repeat(np.arange(places.size), count)
+
+    def _any_in(self, low: int, high: int) -> bool:
+        first, end = np.searchsorted(self._positions, [low, high + 1])
+        return bool(first < end)
 
     def _put(self, entries: Ids, rows: Ids, out: Ids) -> None:
         lengths = self._lengths[entries]

@@ -52,6 +52,7 @@ def verify_order(
     run_dirs: Sequence[str | Path],
     recompute: bool = False,
     progress: Callable[[str], None] | None = None,
+    verify_data: Callable[[str], object] = verify_dataset,
 ) -> OrderVerdict:
     """Compare any number of runs with each other, with their ledgers and with their index.
 
@@ -59,6 +60,8 @@ def verify_order(
         run_dirs: Run directories.
         recompute: Also recompute every leaf from the shards.
         progress: Called with a line of text now and then.
+        verify_data: Checks the dataset at a place, and raises DatasetError when it is damaged;
+            called before a run is accused of not following its index.
 
     Raises:
         DatasetError: A run that cannot be read, or (with ``recompute``) a dataset that is not the
@@ -69,7 +72,7 @@ def verify_order(
     for run in runs.values():
         failures += [f"{run.name}: {failure}" for failure in run.check_checkpoints()]
         if recompute:
-            failures += _against_index(run, progress or (lambda line: None))
+            failures += _against_index(run, progress or (lambda line: None), verify_data)
     pairs = compare_logs({name: run.log for name, run in runs.items()})
     failures += _differences(runs, pairs)
     return OrderVerdict(tuple(failures), _detail(list(runs.values()), recompute))
@@ -92,19 +95,24 @@ def open_reader(run: RunOrder) -> BatchReader:
     reading = Reading.of_run(run.path)
     reader = reading.reader()
     if reader.chain_start() != start_of(run.order):
+        overlay = None if reader.overlay is None else reader.overlay.digest
         raise DatasetError(
-            f"{run.path}: expected a dataset with index digest {run.order['index_digest']}, found "
-            f"{reader.stream.index.digest} at {reading.dataset}; restore the run's own dataset"
+            f"{run.path}: expected index digest {run.order['index_digest']} and overlay "
+            f"{run.order['overlay']}, found {reader.stream.index.digest} at {reading.dataset} and "
+            f"overlay {overlay}; restore the dataset and the overlay that the run was trained with"
         )
     return reader
 
 
-def decoder(reader: BatchReader) -> Decode:
-    """Return what turns the ids of a reader into bytes."""
-    return reader.stream.index.tokenizer().decode_bytes
+def decoder(reader: BatchReader) -> Decode | None:
+    """Return what turns the ids of a reader into bytes; None where no tokenizer was declared."""
+    index = reader.stream.index
+    return None if index.data["tokenizer"] is None else index.tokenizer().decode_bytes
 
 
-def _against_index(run: RunOrder, say: Callable[[str], None]) -> list[str]:
+def _against_index(
+    run: RunOrder, say: Callable[[str], None], verify_data: Callable[[str], object]
+) -> list[str]:
     reader = open_reader(run)
     steps = len(run.log) // DIGEST_BYTES
 
@@ -116,12 +124,13 @@ def _against_index(run: RunOrder, say: Callable[[str], None]) -> list[str]:
     if found is None:
         return []
     # A leaf that differs accuses the run only when the shards are what the index says.
-    index = reader.stream.index
-    if index.storage.is_local:
-        verify_dataset(index.root, index.digest)
+    remote = not reader.stream.index.storage.is_local
+    if not remote:
+        verify_data(Reading.of_run(run.path).dataset)
     rows = promised_rows(reader, found.step, decoder(reader))
     found = dataclasses.replace(found, rows=rows)
-    return [f"{run.name}: first divergence from the index at {leaf_difference(found)}"]
+    doubt = "\n  or the remote shards are damaged: verify a copy of the dataset" if remote else ""
+    return [f"{run.name}: first divergence from the index at {leaf_difference(found)}{doubt}"]
 
 
 def leaf_difference(found: LeafDifference) -> str:
@@ -197,7 +206,7 @@ def row_difference(one: str, two: str, row: RowDifference) -> str:
 
 
 def _words(side: Side) -> str:
-    document = side.document
+    document = side.document or {"source": "no document", "name": "?"}
     inside = f" with overlay {', '.join(side.overlay)}" if side.overlay else ""
     text = "" if side.text is None else f" {side.text[:_SHOWN_TEXT]!r}"
     name = f"{document['source']}:{document['name']}"

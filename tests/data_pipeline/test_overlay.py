@@ -171,6 +171,10 @@ def test_files_round_trip_and_damage_is_refused(tmp_path):
     assert Overlay.load(path).digest == made.digest
     with pytest.raises(DatasetError, match=r"nowhere\.json: expected an overlay, found no file"):
         Overlay.load(tmp_path / "nowhere.json")
+    other = overlay(entry(3, 1, (6,)))
+    path.write_bytes(other.data)
+    with pytest.raises(DatasetError, match=f"digest in its name, found {other.digest}"):
+        Overlay.load(path)
     record = json.loads(made.data)
     for raw, message in [
         (made.data[:-1], "canonical JSON, found"),

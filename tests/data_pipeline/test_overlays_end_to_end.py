@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline import cli_overlays
 from data_pipeline.batches import BatchReader
@@ -155,6 +157,34 @@ def test_a_replaced_document_is_read_in_every_row_that_held_it(plain, built, tok
             assert np.array_equal(after, wanted)
     assert rows == len(made.positions()) >= 2 * len(holding)
     assert {entry.kind for entry in made.entries} == {"document"}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_replacing_is_reading_a_stream_with_other_documents(plain, tokenizer, data):
+    """The oracle edits a copy of the whole stream; the overlay must give the same rows."""
+    stream, batches = plain.stream, plain.num_sequences * 2 // B
+    numbers = st.integers(0, stream.num_documents - 1)
+    texts = data.draw(st.dictionaries(numbers, st.text(min_size=1, max_size=500), max_size=4))
+    fill = data.draw(st.sampled_from(["repeat", "eod"]))
+    first = data.draw(st.integers(0, batches // 2))
+    last = data.draw(st.integers(first, batches))
+    edited = stream.read(0, stream.num_tokens)
+    for number, text in texts.items():
+        document = stream.document(number)
+        size = document.end - document.start - 1
+        edited[document.start : document.end - 1] = fit(tokenizer.encode(text), size, 0, fill)
+    arguments = stream, plain.order, binding_of(plain), texts, last, tokenizer.encode, fill, first
+    try:
+        made = replace_documents(*arguments)
+    except DatasetError:
+        made = Overlay(binding_of(plain), [])
+    windows = np.lib.stride_tricks.sliding_window_view(edited, S + 1)[::S]
+    for step in range(batches):
+        found = made.apply(np.arange(step * B, (step + 1) * B), plain.ids(step))
+        replaced = first <= step < last
+        wanted = windows[plain.sequences(step)] if replaced else plain.ids(step)
+        assert np.array_equal(found, wanted)
 
 
 def test_exposures_after_the_given_step_stay(plain, built, tokenizer, tmp_path):

@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from data_pipeline.errors import DatasetError
+from data_pipeline.overlay import Entry, Overlay, binding_of
 from data_pipeline.run_dir import RunOrder, find_runs
 from data_pipeline.verify_runs import verify_order
 from tests.data_pipeline.runs import B, S, make_run, write_log
@@ -125,8 +126,28 @@ def test_another_dataset_at_the_same_place_is_refused(runs):
     (runs[0] / "config.json").write_text(json.dumps(config))
     run = RunOrder.load(runs[0])
     write_log(runs[0], bytes(32), run.log)
-    with pytest.raises(DatasetError, match="expected a dataset with index digest 1212"):
+    with pytest.raises(DatasetError, match="expected index digest 1212"):
         verify_order(runs[:1], recompute=True)
+
+
+def test_runs_with_and_without_canaries_part_at_the_touched_steps(built, tmp_path):
+    plain = make_run(tmp_path / "plain", built)
+    ids = tuple(int(i) for i in plain.stream.index.tokenizer().encode("a planted sentence"))
+    entries = [Entry(step * B + 2, 5, ids, "canary", "c/0") for step in (4, 9)]
+    overlay = Overlay(binding_of(plain), entries).save(tmp_path / "overlays")
+    make_run(tmp_path / "planted", built, overlay=overlay)
+    assert verify_order([tmp_path / "planted"], recompute=True).ok
+    (failure,) = verify_order([tmp_path / "plain", tmp_path / "planted"]).failures
+    assert "they do not share one order (overlay None and" in failure
+    assert "first at step 4 (2 of 12 common steps differ)" in failure
+    assert "row 2, column 5" in failure
+    assert "with overlay c/0" in failure
+    assert "a planted sentence" in failure
+    # A run that claims the overlay and did not read it.
+    shutil.rmtree(tmp_path / "planted")
+    make_run(tmp_path / "planted", built, overlay=overlay, fed=lambda t, ids: plain.ids(t))
+    (failure,) = verify_order([tmp_path / "planted"], recompute=True).failures
+    assert "the run read: this batch without its overlay" in failure
 
 
 def test_directories_that_are_no_runs_are_refused(runs, tmp_path):
