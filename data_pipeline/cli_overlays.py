@@ -9,9 +9,9 @@ from typing import Any
 from data_pipeline.batches import BatchReader
 from data_pipeline.canaries import CanaryPlan, describe_plan, plan_canaries
 from data_pipeline.canary_study import Study
+from data_pipeline.cli_reading import add_reading, open_reading
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
-from data_pipeline.order import NAME
 from data_pipeline.overlay import Overlay, binding_of, merge
 from data_pipeline.replace import FILLS, replace_documents
 
@@ -27,7 +27,7 @@ def add_commands(add: Add) -> None:
         "overlay plan study.json data --seq-len 512 --batch-size 64 --seed 0 --out plan.json",
     )
     sub.add_argument("study", type=Path, help="what to plant (docs/overlays.md)")
-    _add_reading(sub)
+    add_reading(sub)
     sub.add_argument("--out", type=Path, required=True, help="file for the plan")
     sub.add_argument("--json", action="store_true", help="print the counts as JSON")
 
@@ -60,7 +60,7 @@ def add_commands(add: Add) -> None:
     sub.add_argument(
         "texts", type=Path, help='JSON lines: {"document": number in the stream, "text": "..."}'
     )
-    _add_reading(sub)
+    add_reading(sub)
     sub.add_argument("--upto-step", type=int, required=True, help="replace exposures before it")
     sub.add_argument("--from-step", type=int, default=0, help="leave earlier exposures alone")
     sub.add_argument("--fill", choices=FILLS, default="repeat", help="for shorter texts")
@@ -69,7 +69,7 @@ def add_commands(add: Add) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """`tripod overlay plan`."""
-    reader = _reader(arguments)
+    reader = _bare_reader(arguments)
     encode = reader.stream.index.tokenizer().encode
     plan = plan_canaries(Study.parse(_read_json(arguments.study)), binding_of(reader), encode)
     write_bytes(arguments.out, plan.data)
@@ -134,7 +134,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def run_replace(arguments: argparse.Namespace) -> int:
     """`tripod overlay replace`."""
-    reader = _reader(arguments)
+    reader = _bare_reader(arguments)
     overlay = replace_documents(
         reader.stream,
         reader.order,
@@ -148,22 +148,15 @@ def run_replace(arguments: argparse.Namespace) -> int:
     return _save(overlay, arguments.suite)
 
 
-def _add_reading(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("dataset", help="directory or URL of the dataset")
-    sub.add_argument("--seq-len", type=int, required=True, help="S, the inputs of a sequence")
-    sub.add_argument("--batch-size", type=int, required=True, help="B, the sequences of a step")
-    sub.add_argument("--seed", type=int, required=True, help="the data seed")
-    sub.add_argument("--order", default=NAME, help=f"name of the order (default: {NAME})")
-
-
-def _reader(arguments: argparse.Namespace) -> BatchReader:
-    return BatchReader(
-        arguments.dataset,
-        arguments.seq_len,
-        arguments.batch_size,
-        arguments.seed,
-        arguments.order,
-    )
+def _bare_reader(arguments: argparse.Namespace) -> BatchReader:
+    """Open a reading without overlay: an overlay is made over the order alone."""
+    reader = open_reading(arguments)
+    if reader.overlay is not None:
+        raise DatasetError(
+            "expected a reading without overlay, found one; make the new one alone and join the "
+            "two with `tripod overlay write`"
+        )
+    return reader
 
 
 def _load(path: Path, encode: Any) -> Overlay:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.canonical import canonical_json
+from data_pipeline.cli_reading import add_reading, open_reading
 from data_pipeline.digests import sequence_digests
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
 from data_pipeline.leaves import expected_leaves
 from data_pipeline.promise import Promise, check_against_promise, load_promise, save_promise
-from data_pipeline.prove import Proof, check_step_proof, load_proof, prove_step
+from data_pipeline.prove import Proof, check_step_proof, load_proof, order_of, prove_step
 from data_pipeline.run_dir import RunOrder, find_runs
 from data_pipeline.verify_runs import open_reader, verify_order
 
@@ -50,9 +51,9 @@ def add_commands(add: Add) -> None:
         "prove promise",
         run_promise,
         "compute and write the order that a run must follow, to publish it before training",
-        "prove promise runs/nano/nano-1m --steps 1000 --out order/nano",
+        "prove promise data --seq-len 512 --batch-size 64 --seed 0 --steps 1000 --out order/nano",
     )
-    sub.add_argument("run_dir", type=Path, help="a directory with the run's config.json")
+    add_reading(sub)
     sub.add_argument("--steps", type=int, required=True, help="number of steps to promise")
     sub.add_argument("--out", type=Path, required=True, help="directory to make")
 
@@ -133,11 +134,10 @@ def run_verify_promise(arguments: argparse.Namespace) -> int:
 
 def run_promise(arguments: argparse.Namespace) -> int:
     """`tripod prove promise`."""
-    run = RunOrder.load(arguments.run_dir)
-    reader = open_reader(run)
     if arguments.steps < 1:
         raise DatasetError(f"--steps: expected at least 1, found {arguments.steps}")
-    promise = Promise(run.order, expected_leaves(reader, arguments.steps))
+    reader = open_reading(arguments)
+    promise = Promise(order_of(reader), expected_leaves(reader, arguments.steps))
     save_promise(promise, arguments.out)
     print(f"{arguments.out}: {promise.steps} steps, chain {promise.record['chain']}")
     print(f"commit to it by publishing the SHA-256 of order.json: {promise.digest}")

@@ -16,7 +16,7 @@ whose chain the reader does not trust. Specification with vectors: ``docs/spec/o
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from data_pipeline.digests import (
     split_leaves,
 )
 from data_pipeline.errors import DatasetError
+
+if TYPE_CHECKING:
+    from data_pipeline.batches import BatchReader
 
 SCHEMA = "order-proof-v1"
 ORDER_KEYS = ("batch_size", "index_digest", "order", "overlay", "seed", "seq_len")
@@ -181,6 +184,18 @@ def _check_ids(proof: Proof, ids: Ids, rows: Sequence[int] | None) -> tuple[int,
 def start_of(order: Mapping[str, Any]) -> bytes:
     """Return C_{-1} of a record with the keys ``ORDER_KEYS``."""
     return chain_start(**{key: order[key] for key in ORDER_KEYS})
+
+
+def order_of(reader: "BatchReader") -> dict[str, Any]:
+    """Return what the C_{-1} of a reading names: a record with the keys ``ORDER_KEYS``."""
+    return {
+        "batch_size": reader.batch_size,
+        "index_digest": reader.stream.index.digest,
+        "order": reader.order.name,
+        "overlay": None if reader.overlay is None else reader.overlay.digest,
+        "seed": reader.seed,
+        "seq_len": reader.seq_len,
+    }
 
 
 def load_proof(raw: bytes) -> Proof:

@@ -7,7 +7,7 @@ from data_pipeline.cli_proofs import add_commands
 from data_pipeline.digests import chain_over, split_leaves
 from data_pipeline.errors import DatasetError
 from data_pipeline.reading import Reading
-from tests.data_pipeline.runs import make_run
+from tests.data_pipeline.runs import B, S, make_run
 
 
 def tripod(*words):
@@ -98,6 +98,10 @@ def test_a_promise_made_before_training_is_kept(run, built, tmp_path, capsys):
     out = tmp_path / "order"
     assert tripod("prove", "promise", run, "--steps", 20, "--out", out) == 0
     assert "commit to it by publishing" in capsys.readouterr().out
+    reading = [built, "--seq-len", S, "--batch-size", B, "--seed", 0, "--steps", 20]
+    assert tripod("prove", "promise", *reading, "--out", tmp_path / "again") == 0
+    for name in ("order.json", "order.log"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert tripod("verify", "promise", out, run.parent) == 0
     proof = tmp_path / "proof.json"
     assert tripod("prove", "step", run, "--step", 5, "--out", proof) == 0
@@ -111,5 +115,10 @@ def test_a_promise_made_before_training_is_kept(run, built, tmp_path, capsys):
     assert tripod("verify", "promise", out, run.parent, "--json") == 1
     (failure,) = json.loads(capsys.readouterr().out)["failures"]
     assert failure == "b: 1 of 12 steps are not what was promised, the first is step 7"
+    none = ["--steps", 3, "--out", tmp_path / "none"]
+    with pytest.raises(DatasetError, match="expected no sizes, seed or overlay for a run"):
+        tripod("prove", "promise", run, "--seed", 1, *none)
+    with pytest.raises(DatasetError, match=r"--batch-size and --seed, found \['seed'\]"):
+        tripod("prove", "promise", built, "--seed", 1, *none)
     with pytest.raises(DatasetError, match="--steps"):
         tripod("prove", "promise", run, "--steps", 0, "--out", tmp_path / "none")

@@ -254,6 +254,8 @@ def test_a_study_from_file_to_run(built, tmp_path, capsys):
     assert {e.kind for e in Overlay.load(path).entries} == {"canary", "document"}
     reader = make_run(suite / "a", built, overlay=path)
     assert reader.overlay.digest == digest
+    with pytest.raises(DatasetError, match="expected a reading without overlay"):
+        tripod("overlay", "plan", tmp_path / "study.json", suite / "a", "--out", plan)
     assert tripod("overlay", "show", path, "--limit", 3) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
     assert (
