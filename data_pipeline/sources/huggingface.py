@@ -73,7 +73,10 @@ class DiskDataset(ArrowSource):
         super().__init__(spec, name, lambda: hash_files(name, root, shards, workers, known))
 
     def _batches(self, file: SourceFile) -> Iterator[Any]:
-        opened = datasets.Dataset.from_file(str(file.path))
+        try:
+            opened = datasets.Dataset.from_file(str(file.path))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise pa.ArrowInvalid(f"schema or features cannot be read: {error}") from error
         wanted = columns(self.fields, opened.data.schema, file.path)
         view = opened.select_columns(wanted).with_format("arrow")
         yield from view.iter(batch_size=BATCH_ROWS)
