@@ -196,7 +196,10 @@ def _shards(spec: Spec, root: Path) -> list[str]:
     else:
         prefix = ""
     state = _json(root / prefix / "state.json")
-    shards = [f"{prefix}{shard['filename']}" for shard in state.get("_data_files", [])]
+    try:
+        shards = [f"{prefix}{shard['filename']}" for shard in state["_data_files"]]
+    except (KeyError, TypeError):
+        shards = []
     if not shards or state.get("_indices_data_files"):
         raise DatasetError(
             f"{root / prefix / 'state.json'}: expected a list of Arrow shards and no indices, "

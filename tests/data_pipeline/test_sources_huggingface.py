@@ -77,6 +77,10 @@ class TestOnDisk:
             (saved / "state.json").write_text(json.dumps(state))
             with pytest.raises(DatasetError, match=found):
                 on_disk(saved)
+        for files in ([], None, ["a.arrow"], [{}]):
+            (saved / "state.json").write_text(json.dumps({"_data_files": files}))
+            with pytest.raises(DatasetError, match="expected a list of Arrow shards"):
+                on_disk(saved)
 
     def test_a_malformed_row_stops_with_file_row_and_reason_or_is_counted(self, tmp_path):
         root = tmp_path / "saved"
