@@ -18,7 +18,7 @@ from data_pipeline.leaves import expected_leaves
 from data_pipeline.promise import Promise, check_against_promise, load_promise, save_promise
 from data_pipeline.prove import Proof, check_step_proof, load_proof, order_of, prove_step
 from data_pipeline.run_dir import RunOrder, find_runs
-from data_pipeline.verify_runs import open_reader, verify_order
+from data_pipeline.verify_runs import has_data, open_reader, verify_order
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -32,8 +32,18 @@ def add_commands(add: Add) -> None:
         "verify order runs/nano --against-index",
     )
     sub.add_argument("paths", nargs="+", type=Path, help="run or suite directories")
-    sub.add_argument(
-        "--against-index", action="store_true", help="also recompute every leaf from the shards"
+    data = sub.add_mutually_exclusive_group()
+    data.add_argument(
+        "--against-index",
+        action="store_true",
+        default=None,
+        help="recompute every leaf from the shards (default: where the datasets are at hand)",
+    )
+    data.add_argument(
+        "--without-data",
+        action="store_false",
+        dest="against_index",
+        help="read nothing but the run directories: O(steps)",
     )
     sub.add_argument("--json", action="store_true", help="print the verdict as JSON")
 
@@ -97,8 +107,8 @@ def add_commands(add: Add) -> None:
 
 def run_verify_order(arguments: argparse.Namespace) -> int:
     """`tripod verify order`."""
-    runs = _runs(arguments.paths)
-    verdict = verify_order(runs, arguments.against_index, _say)
+    runs, recompute = _runs(arguments.paths), arguments.against_index
+    verdict = verify_order(runs, has_data(runs) if recompute is None else recompute, _say)
     if arguments.json:
         _print_json(
             {

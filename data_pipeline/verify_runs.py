@@ -1,9 +1,9 @@
 """`tripod verify order`: do runs read the same tokens at every step, and those of their index?
 
-Without ``against_index`` nothing but the run directories is read: leaves are compared with leaves
-and with the chain of every checkpoint, O(steps). With it every leaf is recomputed from the shards.
-Where runs differ, the first step is named; where their datasets are at hand, rows, documents and
-text too.
+Without data nothing but the run directories is read: leaves are compared with leaves and with the
+chain of every checkpoint, O(steps). With it every byte of the dataset is checked against the index
+and every leaf is recomputed from the shards. Where runs differ, the first step is named; where
+their datasets are at hand, rows, documents and text too.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def verify_order(
         recompute: Also recompute every leaf from the shards.
         progress: Called with a line of text now and then.
         verify_data: Checks the dataset at a place, and raises DatasetError when it is damaged;
-            called before a run is accused of not following its index.
+            called once a local dataset, before a run is accused of not following its index.
 
     Raises:
         DatasetError: A run that cannot be read, or (with ``recompute``) a dataset that is not the
@@ -69,10 +69,14 @@ def verify_order(
     """
     runs = {str(path): RunOrder.load(path) for path in run_dirs}
     failures = []
+    if recompute:
+        for place in sorted({Reading.of_run(run.path).dataset for run in runs.values()}):
+            if "://" not in place:
+                verify_data(place)
     for run in runs.values():
         failures += [f"{run.name}: {failure}" for failure in run.check_checkpoints()]
         if recompute:
-            failures += _against_index(run, progress or (lambda line: None), verify_data)
+            failures += _against_index(run, progress or (lambda line: None))
     pairs = compare_logs({name: run.log for name, run in runs.items()})
     failures += _differences(runs, pairs)
     return OrderVerdict(tuple(failures), _detail(list(runs.values()), recompute))
@@ -110,9 +114,13 @@ def decoder(reader: BatchReader) -> Decode | None:
     return None if index.data["tokenizer"] is None else index.tokenizer().decode_bytes
 
 
-def _against_index(
-    run: RunOrder, say: Callable[[str], None], verify_data: Callable[[str], object]
-) -> list[str]:
+def has_data(run_dirs: Sequence[str | Path]) -> bool:
+    """Say whether the datasets of all runs are where their configurations say."""
+    places = {Reading.of_run(path).dataset for path in run_dirs}
+    return all("://" in place or (Path(place) / "index.json").exists() for place in places)
+
+
+def _against_index(run: RunOrder, say: Callable[[str], None]) -> list[str]:
     reader = open_reader(run)
     steps = len(run.log) // DIGEST_BYTES
 
@@ -123,10 +131,7 @@ def _against_index(
     found = against_index(reader, run.log, progress=progress)
     if found is None:
         return []
-    # A leaf that differs accuses the run only when the shards are what the index says.
     remote = not reader.stream.index.storage.is_local
-    if not remote:
-        verify_data(Reading.of_run(run.path).dataset)
     rows = promised_rows(reader, found.step, decoder(reader))
     found = dataclasses.replace(found, rows=rows)
     doubt = "\n  or the remote shards are damaged: verify a copy of the dataset" if remote else ""
