@@ -38,7 +38,7 @@ class ArrowSource(RecordSource):
                     number += 1
         except FileNotFoundError:
             raise missing(file) from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if getattr(error, "errno", None) is not None:  # the disk, not the file
                 raise
             broken = Malformed(f"damaged file ({error}): the rest of it cannot be read")
@@ -48,17 +48,25 @@ class ArrowSource(RecordSource):
 
 
 def rows(batch: Any) -> Iterator[Mapping[str, Any] | Malformed]:
-    """Yield the rows of a batch; one whose strings are not UTF-8 is malformed."""
+    """Yield the rows of a batch; one with a string that is not UTF-8 is malformed.
+
+    Batches are validated first: reading the strings of a damaged one can end the process.
+    """
+    found = _values(batch)
+    if not isinstance(found, Malformed):
+        yield from found
+        return
+    for position in range(batch.num_rows):
+        row = _values(batch.slice(position, 1))
+        yield row if isinstance(row, Malformed) else row[0]
+
+
+def _values(batch: Any) -> list[dict[str, Any]] | Malformed:
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for position in range(batch.num_rows):
-            try:
-                (row,) = batch.slice(position, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                yield Malformed(f"invalid UTF-8 at byte {error.start} of a string")
-            else:
-                yield row
+        batch.validate(full=True)
+        return list(batch.to_pylist())
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        return Malformed(f"invalid UTF-8 or damaged values ({error})")
 
 
 def columns(fields: Fields, schema: Any, path: Path | str) -> list[str]:

@@ -73,7 +73,10 @@ class DiskDataset(ArrowSource):
         super().__init__(spec, name, lambda: hash_files(name, root, shards, workers, known))
 
     def _batches(self, file: SourceFile) -> Iterator[Any]:
-        opened = datasets.Dataset.from_file(str(file.path))
+        try:
+            opened = datasets.Dataset.from_file(str(file.path))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise pa.ArrowInvalid(f"schema or features cannot be read: {error}") from error
         wanted = columns(self.fields, opened.data.schema, file.path)
         view = opened.select_columns(wanted).with_format("arrow")
         yield from view.iter(batch_size=BATCH_ROWS)
@@ -193,7 +196,10 @@ def _shards(spec: Spec, root: Path) -> list[str]:
     else:
         prefix = ""
     state = _json(root / prefix / "state.json")
-    shards = [f"{prefix}{shard['filename']}" for shard in state.get("_data_files", [])]
+    try:
+        shards = [f"{prefix}{shard['filename']}" for shard in state["_data_files"]]
+    except (KeyError, TypeError):
+        shards = []
     if not shards or state.get("_indices_data_files"):
         raise DatasetError(
             f"{root / prefix / 'state.json'}: expected a list of Arrow shards and no indices, "

@@ -16,8 +16,7 @@ ROWS = [{"text": f"text {i}", "id": i, "info": {"lang": "de" if i % 3 else "en"}
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def quiet(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
 
@@ -77,6 +76,10 @@ class TestOnDisk:
             state["_data_files"][0]["filename"] = name
             (saved / "state.json").write_text(json.dumps(state))
             with pytest.raises(DatasetError, match=found):
+                on_disk(saved)
+        for files in ([], None, ["a.arrow"], [{}]):
+            (saved / "state.json").write_text(json.dumps({"_data_files": files}))
+            with pytest.raises(DatasetError, match="expected a list of Arrow shards"):
                 on_disk(saved)
 
     def test_a_malformed_row_stops_with_file_row_and_reason_or_is_counted(self, tmp_path):

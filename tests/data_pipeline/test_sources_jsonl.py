@@ -90,6 +90,14 @@ def test_a_record_becomes_a_document_with_the_declared_fields(tmp_path, suffix):
     }
 
 
+def test_the_vector_of_the_specification(tmp_path):
+    row = {"n": 3, "x": 0.1, "t": ["b", 1.5, None], "ok": True, "none": None, "o": {"k": "é"}}
+    write(tmp_path, jsonl({"text": "a", **row}))
+    (document,) = opened(tmp_path, meta_fields=list(row)).documents()
+    meta = {"n": 3, "x": "0.1", "t": '["b","1.5",null]', "ok": "true", "o": '{"k":"é"}'}
+    assert document.meta == meta
+
+
 def test_a_key_that_holds_the_dots_comes_before_nested_keys(tmp_path):
     write(tmp_path, jsonl({"a.b": "whole", "a": {"b": "nested"}}, {"a": {"b": "nested"}}))
     assert texts(opened(tmp_path, text_field="a.b")) == ["whole", "nested"]

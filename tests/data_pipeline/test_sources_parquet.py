@@ -101,7 +101,7 @@ def not_utf8():
     [
         (pa.array(["before", None, "after"]), "row 1: expected a string in 'text', found null"),
         (pa.array([b"before", b"a\xff", b"after"]), "row 1: invalid UTF-8 in 'text' at byte 1"),
-        (not_utf8(), "row 1: invalid UTF-8 at byte 0 of a string"),
+        (not_utf8(), "row 1: invalid UTF-8 or damaged values ("),
     ],
 )
 def test_a_malformed_row_stops_with_file_row_and_reason_or_is_counted(tmp_path, column, reason):
