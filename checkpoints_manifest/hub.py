@@ -1,6 +1,4 @@
-"""A local Hub in the Hugging Face cache layout.
-
-`from_pretrained(repo, revision="step64")` works offline.
+"""A local Hub in the Hugging Face cache layout, for `from_pretrained(repo, revision="step64")`.
 
 Blobs are content-addressed and shared between revisions (weights are hard links to the run's own
 files); commits have real git ids on one linear history; a revision's ref is written last,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from suite.command_line import CommandTable
 
 _EPILOG = """examples:
   tripod sweep nano                      train, verify, publish locally, evaluate, report
@@ -26,17 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=f"example: tripod {example}"
-        )
-        sub.set_defaults(run=run)
-        return sub
-
+    add = CommandTable(parser).add
     sub = add(
         "sweep", _sweep, "bring a suite to its report; does only what is missing", "sweep nano"
     )
@@ -202,14 +193,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    from data_pipeline.batches import BatchReader
-    from suite.config import dataset_dir
-    from suite.verify_order import load_config
+    from data_pipeline.reading import Reading
 
-    config = load_config(arguments.run_dir)
-    data = config.data
-    directory = dataset_dir(config, arguments.run_dir.resolve())
-    reader = BatchReader(directory, data.seq_len, data.batch_size, data.seed, data.order)
+    reader = Reading.of_run(arguments.run_dir).reader()
     rows = reader.describe(arguments.step)
     if arguments.json:
         print(json.dumps(rows))

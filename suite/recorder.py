@@ -118,10 +118,7 @@ class Recorder:
         self._files[TIMING].write(json.dumps(timing).encode() + b"\n")
 
     def flush(self) -> str:
-        """Makes the logs durable and returns the sha256 of `metrics.jsonl` so far.
-
-        Called before each checkpoint.
-        """
+        """Makes the logs durable; returns the sha256 of `metrics.jsonl` so far."""
         for handle in self._files.values():
             handle.flush()
             os.fsync(handle.fileno())

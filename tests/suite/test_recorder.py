@@ -1,7 +1,4 @@
-"""Logs survive a resume without duplicates.
-
-And a batch that is not the promised one stops the run.
-"""
+"""Logs survive a resume without duplicates; a batch that was not promised stops the run."""
 
 import hashlib
 

@@ -121,10 +121,7 @@ def test_killed_at_three_random_moments_it_ends_in_the_same_bytes(calm, tmp_path
 
 
 def kill_sweep(root, ranks, moments):
-    """Starts the sweep, waits until it has trained a random number of new steps.
-
-    Kills its whole session.
-    """
+    """Starts the sweep, waits for a random number of new steps, and kills its whole session."""
     log = root / "smoke"
     before, wait_for = steps_done(log), moments.randrange(3, 15)
     command = [sys.executable, "-m", "suite.cli", "sweep", "smoke"]
