@@ -61,7 +61,7 @@ def _expect_32_bits(ids: npt.NDArray[np.integer[Any]]) -> None:
 def _row_digests(rows: npt.NDArray[np.uint32]) -> list[bytes]:
     """Hash each row where it lies; SHA-256 is nine tenths of the time."""
     size = rows.shape[1] * rows.itemsize
-    data = memoryview(rows.reshape(-1)).cast("B")
+    data = rows.reshape(-1).data.cast("B")
     starts = range(0, len(rows) * size, size) if size else [0] * len(rows)
     return [hashlib.sha256(data[start : start + size]).digest() for start in starts]
 

@@ -77,9 +77,7 @@ def gather_rows(
     return out
 
 
-def will_need(
-    array_of: ArrayOf, starts: npt.ArrayLike, offsets: npt.ArrayLike, width: int
-) -> None:
+def will_need(array_of: ArrayOf, starts: npt.ArrayLike, offsets: npt.ArrayLike, width: int) -> None:
     """Ask the kernel to read the pages of these rows now, without waiting for them.
 
     Does nothing for shards that are not memory maps. Arguments and errors as ``gather_rows``.

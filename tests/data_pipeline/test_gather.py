@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from data_pipeline.gather import gather_rows, will_need
 def cut(ids, sizes):
     """The shards of a stream, and where each starts."""
     starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return [ids[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)], starts
+    return [ids[a:b] for a, b in itertools.pairwise(starts)], starts
 
 
 def row_by_row(ids, offsets, width):
