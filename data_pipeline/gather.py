@@ -77,14 +77,18 @@ def gather_rows(
     return out
 
 
-def will_need(array_of: ArrayOf, starts: npt.ArrayLike, offsets: npt.ArrayLike, width: int) -> None:
+def will_need(
+    array_of: ArrayOf, starts: npt.ArrayLike, offsets: npt.ArrayLike, widths: npt.ArrayLike
+) -> None:
     """Ask the kernel to read the pages of these rows now, without waiting for them.
 
-    Does nothing for shards that are not memory maps. Arguments and errors as ``gather_rows``.
+    Does nothing for shards that are not memory maps. Arguments and errors as ``gather_rows``;
+    ``widths`` may be one number, or one for each offset.
     """
     starts = np.asarray(starts, dtype=np.int64)
-    offsets = _checked(starts, offsets, width)
-    ends = offsets + width
+    widths = np.asarray(widths, dtype=np.int64)
+    offsets = _checked(starts, offsets, widths)
+    ends = offsets + widths
     while offsets.size:  # once, and once more for each border that a row crosses
         shards = np.searchsorted(starts, offsets, side="right") - 1
         limits = starts[shards + 1]
@@ -108,13 +112,13 @@ def _advise(ids: Array, begin: Offsets, end: Offsets) -> None:
         advise(address, length, _WILLNEED)
 
 
-def _checked(starts: Offsets, offsets: npt.ArrayLike, width: int) -> Offsets:
+def _checked(starts: Offsets, offsets: npt.ArrayLike, widths: int | Offsets) -> Offsets:
     values = np.asarray(offsets, dtype=np.int64).reshape(-1)
-    if width < 1:
-        raise ValueError(f"expected rows of at least 1 id, found width {width}")
-    if values.size and (int(values.min()) < 0 or int(values.max()) > int(starts[-1]) - width):
+    if np.min(widths, initial=1) < 1:
+        raise ValueError(f"expected rows of at least 1 id, found width {np.min(widths)}")
+    if values.size and (int(values.min()) < 0 or int((values + widths).max()) > int(starts[-1])):
         raise ValueError(
-            f"expected rows of {width} ids in [0, {int(starts[-1])}), found one from "
+            f"expected rows of {np.max(widths)} ids in [0, {int(starts[-1])}), found one from "
             f"{int(values.min() if values.min() < 0 else values.max())}"
         )
     return values
