@@ -15,7 +15,9 @@ SuiteRecipe = Callable[[str], Mapping[str, Any]]
 class Add(Protocol):
     """Adds a command to the table of ``tripod``."""
 
-    def __call__(self, name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser: ...
+    def __call__(self, name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser:
+        """Add one; see ``suite.command_line``."""
+        ...
 
 
 def add_commands(add: Add, suite_recipe: SuiteRecipe | None = None) -> None:

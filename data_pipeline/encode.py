@@ -139,7 +139,9 @@ def encode_group(
     for chunk, encoded in pool.map(inputs):
         for one, ids in zip(chunk, encoded, strict=True):
             writers[one.split].add(ids, _record(one))
-        meter.add(sum(one.size for one in chunk), sum(len(ids) for ids in encoded))
+        size = sum(one.size for one in chunk)
+        meter.advance(size)
+        meter.add(size, sum(len(ids) for ids in encoded))
     record = {split: [vars(s) for s in writer.close()] for split, writer in writers.items()}
     write_bytes(root / "record.json", canonical_json(record))
 

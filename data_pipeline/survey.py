@@ -107,6 +107,7 @@ def survey_group(
             documents += len(chunk)
             size += int(found.sizes.sum())
             meter.add(int(found.sizes.sum()))
+    meter.advance(group.size)  # in bytes of the files: how much text is left is not known
     by_file = {name: dict(one) for name, one in counts.items()}
     record = {"documents": documents, "bytes": size, "counts": by_file}
     write_bytes(place.survey(group.number, "json"), canonical_json(record))

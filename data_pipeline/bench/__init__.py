@@ -7,4 +7,5 @@ all of them. Medians over the rounds. Never part of the tests.
     python -m data_pipeline.bench.tokenization
     python -m data_pipeline.bench.order
     python -m data_pipeline.bench.loader
+    python -m data_pipeline.bench.build_large --size 1000 --dir DIR
 """

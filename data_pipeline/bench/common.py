@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from data_pipeline.canonical import sha256_hex
 from data_pipeline.index import build_index
-from data_pipeline.shards import ShardWriter
+from data_pipeline.shard_writer import ShardWriter
 from data_pipeline.tokenizer import train_bpe
 
 
