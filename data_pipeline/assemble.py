@@ -78,6 +78,12 @@ def _move_lists(place: BuildDirectory, steps: Sequence[dict[str, Any]]) -> None:
         new.parent.mkdir(exist_ok=True)
         if old.is_file():
             old.rename(new)
+        elif not new.is_file():
+            raise DatasetError(
+                f"{old}: expected the list of a step, found no file; delete the directory of the "
+                "build to start over"
+            )
+        fsync_directory(new.parent)
 
 
 def _sources(plan: Plan, survey: Survey) -> list[dict[str, Any]]:

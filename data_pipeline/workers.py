@@ -8,6 +8,7 @@ every spawned process, a script that calls this with workers needs ``if __name__
 """
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -93,6 +94,7 @@ class Workers(Generic[Input, Output]):
 def _start_worker(task: Callable[[Any], Any]) -> None:
     global _task
     _task = task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
