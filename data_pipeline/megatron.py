@@ -180,7 +180,7 @@ class MegatronFiles:
             for path, size in zip(self.bins, sizes, strict=True)
             if size
         ]
-        return list(_segments(raw, self.dtype))
+        return list(id_runs(raw, self.dtype))
 
     def _refuse(self, what: str, expected: object, found: object) -> None:
         raise DatasetError(f"{self.idx}: {what}: expected {expected}, found {found}; {_COPY}")
@@ -250,10 +250,13 @@ def _read_header(path: Path) -> tuple["np.dtype[Any]", int, int]:
     return np.dtype(DTYPES[code]), items, documents
 
 
-def _segments(
-    shards: Sequence[npt.NDArray[np.uint8]], dtype: "np.dtype[Any]"
+def id_runs(
+    shards: Iterable[npt.NDArray[np.uint8]], dtype: "np.dtype[Any]"
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """View joined bytes as ids without joining them: (first id, ids) for each run in one shard."""
+    """View bytes in pieces as ids without joining them.
+
+    Yields (number of the first id, ids): one run for each piece, and one for each id across a cut.
+    """
     width, begin = dtype.itemsize, 0
     carried = np.zeros(0, dtype=np.uint8)
     for shard in shards:
