@@ -73,7 +73,9 @@ def find_files(prefix: str | Path) -> tuple[Path, list[Path]]:
     numbers = sorted(number for number, _ in found)
     count = len(numbers)
     if len(totals) != 1 or numbers != list(range(count)) or count - totals[0] not in (0, 1):
-        expected = f"shards 0..{totals[0]}" if totals else f"it, or {prefix.name}-00000-of-NNNNN.bin"
+        expected = (
+            f"shards 0..{totals[0]}" if totals else f"it, or {prefix.name}-00000-of-NNNNN.bin"
+        )
         raise DatasetError(
             f"{whole}: expected {expected}, found shards {numbers} of {totals}; {_COPY}"
         )
@@ -172,8 +174,8 @@ class MegatronFiles:
         if sum(sizes) != expected:
             names = ", ".join(f"{p.name} {size}" for p, size in zip(self.bins, sizes, strict=True))
             raise DatasetError(
-                f"{self.idx}: expected {expected} bytes of {self.dtype.name} ids in its .bin, found "
-                f"{sum(sizes)} ({names}); a file is cut, missing or belongs to another .idx: {_COPY}"
+                f"{self.idx}: expected {expected} bytes of {self.dtype.name} ids in its .bin, "
+                f"found {sum(sizes)} ({names}); a file is cut, missing or of another .idx: {_COPY}"
             )
         raw = [
             np.memmap(path, "u1", mode="r").view(np.ndarray)
@@ -275,8 +277,10 @@ def id_runs(
 
 
 def _as_ids(item: npt.ArrayLike, dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
-    ids = np.asarray(item, dtype=np.int64).ravel()
+    ids = np.asarray(item).ravel()
     limits = np.iinfo(dtype)
+    if ids.size and ids.dtype.kind not in "iuO":
+        raise ValueError(f"expected integer ids, found {ids.dtype.name}; give token ids")
     if ids.size and not limits.min <= int(ids.min()) <= int(ids.max()) <= limits.max:
         raise ValueError(
             f"expected ids in [{limits.min}, {limits.max}] for {dtype.name}, found "

@@ -80,6 +80,8 @@ def build_megatron_index(
     out = Path(out)
     if eod_policy not in EOD_POLICIES:
         raise DatasetError(f"eod_policy: expected one of {EOD_POLICIES}, found {eod_policy!r}")
+    for part in parts:
+        _expect_weight(part)
     opened = [MegatronFiles(part.idx, part.bins) for part in parts]
     types = sorted({files.dtype.name for files in opened})
     if len(types) != 1:
@@ -87,26 +89,28 @@ def build_megatron_index(
             f"expected one type of id in all parts, found {types}; index them apart, or write them "
             "again with one type"
         )
-    neox = _neox_record(plan, parts, opened)
-    records = []
-    for part, files in zip(parts, opened, strict=True):
-        scan = _scan(files, eod, progress)
+    data: dict[str, Any] = {
+        "schema": SCHEMA,
+        "dtype": types[0],
+        "vocab_size": vocab_size,
+        "eod": eod,
+        "eod_policy": eod_policy,
+        "tokenizer": _tokenizer_record(tokenizer),
+        "neox": _neox_record(plan, parts, opened),
+    }
+    pairs = list(zip(parts, opened, strict=True))
+    # What is declared is checked before hours of reading: a draft without digests must be valid.
+    data["parts"] = [_part_record(part, files, _Scan.blank(files, eod)) for part, files in pairs]
+    parse_index(str(out / "index.json"), canonical_json(data))
+    scans = [_scan(files, eod, progress) for files in opened]
+    for files, scan in zip(opened, scans, strict=True):
         _check_ids(files, scan, vocab_size, eod, eod_policy, plan is not None)
-        records.append(_part_record(part, files, scan))
-    data = canonical_json(
-        {
-            "schema": SCHEMA,
-            "dtype": types[0],
-            "vocab_size": vocab_size,
-            "eod": eod,
-            "eod_policy": eod_policy,
-            "tokenizer": _tokenizer_record(tokenizer),
-            "parts": records,
-            "neox": neox,
-        }
-    )
-    parse_index(str(out / "index.json"), data)
-    _write(out, data, parts, tokenizer)
+    data["parts"] = [
+        _part_record(part, files, scan) for (part, files), scan in zip(pairs, scans, strict=True)
+    ]
+    for record, files in zip(data["parts"], opened, strict=True):
+        record["idx"]["sha256"] = sha256_file(files.idx)
+    _write(out, canonical_json(data), parts, tokenizer)
     return MegatronIndex.load(out)
 
 
@@ -170,11 +174,16 @@ class _Scan:
     eod_closing: int | None = None
     unclosed: int | None = None
 
+    @classmethod
+    def blank(cls, files: MegatronFiles, eod: int | None) -> "_Scan":
+        """What a scan looks like before it has begun."""
+        count = None if eod is None else 0
+        return cls(["0" * 64] * len(files.bins), eod_count=count, eod_closing=count)
+
 
 def _scan(files: MegatronFiles, eod: int | None, progress: Progress | None) -> _Scan:
-    found = _Scan()
-    if eod is not None:
-        found.eod_count = found.eod_closing = 0
+    found = _Scan.blank(files, eod)
+    found.sha256 = []
     for start, ids in id_runs(_read_bytes(files.bins, found.sha256, progress), files.dtype):
         found.low = min(found.low, int(ids.min()))
         found.high = max(found.high, int(ids.max()))
@@ -245,10 +254,9 @@ def _part_record(part: MegatronPart, files: MegatronFiles, scan: _Scan) -> dict[
     return {
         "name": part.name,
         "weight": part.weight,
-        "idx": _file_record(files.idx, sha256_file(files.idx)),
+        "idx": _file_record(files.idx, "0" * 64),
         "bins": [
-            _file_record(path, digest)
-            for path, digest in zip(files.bins, scan.sha256, strict=True)
+            _file_record(path, digest) for path, digest in zip(files.bins, scan.sha256, strict=True)
         ],
         "items": files.num_items,
         "tokens": files.num_tokens,
@@ -281,6 +289,17 @@ def _neox_record(
         "epochs": epochs,
         "samples": samples,
     }
+
+
+def _expect_weight(part: MegatronPart) -> None:
+    try:
+        fine = 0.0 <= float(part.weight) < float("inf")
+    except ValueError:
+        fine = False
+    if not fine:
+        raise DatasetError(
+            f"{part.name}: weight: expected a decimal number of at least 0, found {part.weight!r}"
+        )
 
 
 def _tokenizer_record(tokenizer: Tokenizer | None) -> dict[str, str] | None:

@@ -64,6 +64,9 @@ class NeoxPlan:
                 f"neox: expected one file with a split (`data_path`), found {len(weights)}; "
                 "leave the split out for `train_data_paths`"
             )
+        for name, number in vars(self).items():
+            if name != "split" and number is not None and number < 1:
+                raise DatasetError(f"neox.{name}: expected at least 1, found {number}")
         if self.num_samples is None:
             epochs = [self.epochs or 1] * len(tokens)
         else:
@@ -223,7 +226,7 @@ class MegatronIndex:
 
 
 def is_megatron_index(dataset_dir: str | Path) -> bool:
-    """Say whether ``index.json`` there claims this schema; FileNotFoundError where there is none."""
+    """Say whether ``index.json`` claims this schema; FileNotFoundError where there is none."""
     try:
         data = json.loads(open_storage(dataset_dir).read("index.json"))
     except ValueError:
@@ -250,7 +253,9 @@ def _parse(where: str, raw: bytes, schema: Mapping[str, Any]) -> dict[str, Any]:
         data = json.loads(raw)
         canonical = canonical_json(data)
     except (ValueError, TypeError, RecursionError) as error:
-        raise DatasetError(f"{where}: expected canonical JSON, found {error}; {_REBUILD}") from error
+        raise DatasetError(
+            f"{where}: expected canonical JSON, found {error}; {_REBUILD}"
+        ) from error
     if canonical != raw:
         raise DatasetError(
             f"{where}: expected canonical JSON (sorted unique keys, no spaces), found another "

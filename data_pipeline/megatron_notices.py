@@ -24,7 +24,9 @@ def _eod(index: MegatronIndex) -> list[str]:
         marks = sum(part["eod_count"] for part in index.data["parts"])
         closing = sum(part["eod_closing"] for part in index.data["parts"])
         items = sum(part["items"] for part in index.data["parts"])
-        counted = f" Here id {eod} occurs {marks:,} times and closes {closing:,} of {items:,} items."
+        counted = (
+            f" Here id {eod} occurs {marks:,} times and closes {closing:,} of {items:,} items."
+        )
     if policy == "unknown":
         return [
             "EOD unknown: nothing declares whether a mark closes each document; do not count on "

@@ -201,12 +201,12 @@ class NeoxOrder:
         return numbers
 
     def _column(self, run: _Run, sample: int, length: int) -> int:
-        """Column of the start of a span of ``length`` ids in a sample that holds some of ``run``."""
+        """Column of the start of a span of ``length`` ids in a sample that holds ids of ``run``."""
         begin = sample * self.seq_len
         column = run.place - begin
         if run.skipped:
             return min(column, 0) - run.skipped
-        if run.count < length and 0 <= column:
+        if run.count < length and column >= 0:
             held = min(run.place + run.count, begin + self.seq_len + 1) - run.place
             return self.seq_len + 1 - held
         return column

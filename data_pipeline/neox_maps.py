@@ -49,7 +49,7 @@ def split_bounds(split: str, items: int) -> list[int]:
         shares = [float(share) for share in split.split(separator)]
     except ValueError:
         shares = []
-    shares = (shares + [0.0, 0.0])[:3] if shares else []
+    shares = [*shares, 0.0, 0.0][:3] if shares else []
     total = sum_in_order(shares)
     if not all(0.0 <= share < float("inf") for share in shares) or not 0.0 < total < float("inf"):
         raise DatasetError(
@@ -77,7 +77,9 @@ def samples_of_parts(weights: Sequence[float], num_samples: int) -> tuple[list[f
         DatasetError: A negative weight, or none above 0.
     """
     total = sum_in_order(weights)
-    if not all(0.0 <= weight < float("inf") for weight in weights) or not 0.0 < total < float("inf"):
+    if not all(0.0 <= weight < float("inf") for weight in weights) or not 0.0 < total < float(
+        "inf"
+    ):
         raise DatasetError(
             f"weights: expected numbers of at least 0, one of them above, found {list(weights)}; "
             "use the weights of the GPT-NeoX config"
@@ -194,7 +196,9 @@ class IndexMaps:
     def item_places(self, item: int) -> list[int]:
         """Return where an item begins in the joined items, once for every epoch, ascending."""
         first = item * self.epochs
-        return [self._slot_start(slot) for slot in self._slots[first : first + self.epochs].tolist()]
+        return [
+            self._slot_start(slot) for slot in self._slots[first : first + self.epochs].tolist()
+        ]
 
     def place_of(self, sample: int) -> int:
         """Return the place of a sample in the file's order: k with ``shuffled[k] == sample``."""

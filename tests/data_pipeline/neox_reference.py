@@ -107,7 +107,7 @@ def stream_of_paths(files, weights, num_samples, seq_len, seed):
     known = []
     for items, share in zip(files, shares, strict=True):
         lengths = [len(item) for item in items]
-        need = int(math.ceil(num_samples * share * 1.005))
+        need = math.ceil(num_samples * share * 1.005)
         known.append(maps(lengths, seq_len, epochs_for(sum(lengths), seq_len, need), seed))
     size = sum(len(shuffled) - 1 for _, _, shuffled in known)
     rows = []

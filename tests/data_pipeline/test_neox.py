@@ -16,15 +16,21 @@ from data_pipeline.neox_blend import Blend
 from data_pipeline.neox_maps import IndexMaps, num_epochs, samples_of_parts, split_bounds
 from tests.data_pipeline import neox_reference as slow
 
+# fmt: off
 GOLDEN_A = {
     "lengths": [5, 3, 9, 1, 12, 4, 7, 2],
-    "order": [7, 2, 4, 1, 2, 0, 3, 7, 6, 5, 2, 4, 0, 2, 5, 1, 6, 6, 5, 0, 3, 3, 1, 1, 7, 0, 4, 4]
-    + [5, 6, 3, 7],
-    "bounds": [[0, 0], [1, 6], [2, 5], [3, 1], [4, 6], [6, 0], [8, 5], [10, 2], [11, 1], [11, 9]]
-    + [[13, 0], [13, 8], [16, 0], [17, 1], [18, 2], [21, 0], [24, 1], [26, 2], [26, 10], [27, 6]]
-    + [[28, 2], [29, 6]],
+    "order": [
+        7, 2, 4, 1, 2, 0, 3, 7, 6, 5, 2, 4, 0, 2, 5, 1, 6, 6, 5, 0, 3, 3, 1, 1, 7, 0, 4, 4, 5, 6,
+        3, 7,
+    ],
+    "bounds": [
+        [0, 0], [1, 6], [2, 5], [3, 1], [4, 6], [6, 0], [8, 5], [10, 2], [11, 1], [11, 9], [13, 0],
+        [13, 8], [16, 0], [17, 1], [18, 2], [21, 0], [24, 1], [26, 2], [26, 10], [27, 6], [28, 2],
+        [29, 6],
+    ],
     "shuffled": [8, 20, 14, 9, 6, 0, 4, 5, 13, 18, 7, 15, 17, 10, 16, 3, 11, 1, 12, 19, 2],
 }
+# fmt: on
 some_lengths = st.lists(st.integers(0, 14), min_size=1, max_size=12)
 
 
@@ -236,7 +242,7 @@ def test_holding_finds_every_exposure_and_says_which_are_whole(
     touched, whole = brute_holding(order, stream, start, end)
     assert {sequence for sequence, _ in found} == touched
     width = seq_len + 1
-    assert {(s, c) for s, c in found if 0 <= c and c + end - start <= width} == whole
+    assert {(s, c) for s, c in found if c >= 0 and c + end - start <= width} == whole
     assert all(-(end - start) < column <= seq_len for _, column in found)
 
 
@@ -258,7 +264,7 @@ def test_the_stream_is_the_split_and_records_are_items_of_the_file(tmp_path):
     streams = {name: MegatronStream(tmp_path / "data", name) for name in ("train", "valid", "test")}
     records = {name: [d.record for d in s.documents()] for name, s in streams.items()}
     assert records == {"train": [0, 1, 2, 3, 4, 5], "valid": [6, 7, 8], "test": [9]}
-    assert streams["valid"].read(0, 12).tolist() == sum(files[0][6:9], [])
+    assert streams["valid"].read(0, 12).tolist() == list(itertools.chain(*files[0][6:9]))
     order = NeoxOrder(streams["train"], 4, 1234)
     assert set(order.rows(np.arange(order.num_sequences)).ravel()) <= set(range(1, 22))
     with pytest.raises(DatasetError, match="expected the split 'train'"):
