@@ -123,6 +123,25 @@ class MegatronFiles:
         # Not np.searchsorted: the pointers are unaligned in the file and it would copy them all.
         return bisect_right(self.pointers, offset * self.dtype.itemsize) - 1
 
+    def item_starts(self, items: Ids) -> Ids:
+        """Offsets in ids of n items, int64 [n]."""
+        return self.pointers[items] // self.dtype.itemsize
+
+    def copy(self, offsets: Ids, counts: Ids, out: Ids) -> None:
+        """Fill ``out``, int64 [sum of counts], with runs of ids, one after the other."""
+        numbers = np.searchsorted(self._starts, offsets, side="right") - 1
+        done = 0
+        for number, offset, count in zip(
+            numbers.tolist(), offsets.tolist(), counts.tolist(), strict=True
+        ):
+            start, ids = self._segments[number]
+            piece = ids[offset - start : offset - start + count]
+            end = done + len(piece)
+            out[done:end] = piece
+            done += count
+            if end < done:  # the run goes on in the next shard
+                self.read_into(offset + len(piece), out[end:done])
+
     def read_into(self, offset: int, out: Ids) -> None:
         """Fill ``out``, int64 [n], with the n ids from ``offset``."""
         number = int(np.searchsorted(self._starts, offset, side="right")) - 1

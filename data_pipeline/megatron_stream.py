@@ -53,13 +53,17 @@ class Part:
         """Offset in the stream of an item of the part; ``num_items`` gives the end."""
         return self.files.item_start(self.first_item + item) + self.shift
 
+    def item_starts(self, items: Ids) -> Ids:
+        """Offsets in the stream of n items of the part, int64 [n]."""
+        return self.files.item_starts(items + self.first_item) + self.shift
+
     def item_at(self, offset: int) -> int:
         """Item of the part that holds the id at an offset of the stream."""
         return self.files.item_at(offset - self.shift) - self.first_item
 
-    def read_into(self, offset: int, out: Ids) -> None:
-        """Fill ``out``, int64 [n], with the n ids from an offset of the stream, all in the part."""
-        self.files.read_into(offset - self.shift, out)
+    def copy(self, offsets: Ids, counts: Ids, out: Ids) -> None:
+        """Fill ``out`` with runs of ids from offsets of the stream, all of them in the part."""
+        self.files.copy(offsets - self.shift, counts, out)
 
 
 class MegatronStream:
@@ -95,17 +99,13 @@ class MegatronStream:
                 f"expected a range in [0, {self.num_tokens}), found [{offset}, {offset + count})"
             )
         out = np.empty(count, dtype=np.int64)
-        self.read_into(offset, out)
-        return out
-
-    def read_into(self, offset: int, out: Ids) -> None:
-        """Fill ``out``, int64 [n], with the n ids from ``offset``; the caller keeps them inside."""
         done = 0
-        while done < len(out):
+        while done < count:
             part = self.parts[bisect_right(self._bases, offset + done) - 1]
-            size = min(len(out) - done, part.base + part.num_tokens - offset - done)
-            part.read_into(offset + done, out[done : done + size])
+            size = min(count - done, part.base + part.num_tokens - offset - done)
+            part.files.read_into(offset + done - part.shift, out[done : done + size])
             done += size
+        return out
 
     def pieces(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield (offset, ids), mapped, in stream order: every shard, and every id across a cut."""
@@ -138,11 +138,23 @@ class MegatronStream:
         return self.windows(numbers * seq_len, seq_len + 1)
 
     def windows(self, offsets: npt.ArrayLike, width: int) -> Ids:
-        """Return the ``width`` ids from each of n offsets of the stream: int64 [n, width]."""
-        numbers = np.asarray(offsets, dtype=np.int64)
-        out = np.empty((numbers.size, width), dtype=np.int64)
-        for row, offset in enumerate(numbers.tolist()):
-            out[row] = self.read(offset, width)
+        """Return the ``width`` ids from each of n offsets of the stream: int64 [n, width].
+
+        Raises:
+            ValueError: A window that does not lie in the stream.
+        """
+        starts = np.asarray(offsets, dtype=np.int64)
+        low, high = (int(starts.min()), int(starts.max())) if starts.size else (0, 0)
+        if low < 0 or width < 0 or (starts.size and high + width > self.num_tokens):
+            raise ValueError(
+                f"expected windows in [0, {self.num_tokens}), found [{low}, {high + width})"
+            )
+        out = np.empty((starts.size, width), dtype=np.int64)
+        if len(self.parts) == 1:
+            self.parts[0].copy(starts, np.full(starts.size, width), out.reshape(-1))
+        else:
+            for row, start in enumerate(starts.tolist()):
+                out[row] = self.read(start, width)
         return out
 
     def document(self, index: int) -> DocumentRef:

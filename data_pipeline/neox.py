@@ -140,26 +140,23 @@ class NeoxOrder:
         numbers = self._checked(sequences)
         out = np.empty((len(numbers), self.seq_len + 1), dtype=np.int64)
         parts = np.searchsorted(self._bases, numbers, side="right") - 1
-        for part, maps in enumerate(self._maps):
+        for part in np.unique(parts).tolist():
             rows = np.flatnonzero(parts == part)
-            place = self._stream.parts[part]
-            for row, pieces in zip(
-                rows.tolist(), maps.pieces(numbers[rows] - self._bases[part]), strict=True
-            ):
-                done = 0
-                for item, start, end in pieces:
-                    begin = place.item_start(item) + start
-                    place.read_into(begin, out[row, done : done + end - start])
-                    done += end - start
+            _, item, start, count = self._maps[part].pieces(numbers[rows] - self._bases[part])
+            offsets = self._stream.parts[part].item_starts(item) + start
+            ids = out if len(rows) == len(out) else np.empty_like(out[: len(rows)])
+            self._stream.parts[part].copy(offsets, count, ids.reshape(-1))
+            if ids is not out:
+                out[rows] = ids
         return out
 
     def spans(self, sequence: int) -> list[tuple[int, int]]:
         """Return the spans of the stream whose ids, joined, are the sequence: one for each item."""
         number = int(self._checked([sequence])[0])
         part = bisect_right(self._bases, number) - 1
-        (pieces,) = self._maps[part].pieces([number - self._bases[part]])
-        starts = [(self._stream.parts[part].item_start(item), a, b) for item, a, b in pieces]
-        return [(start + a, start + b) for start, a, b in starts]
+        _, item, start, count = self._maps[part].pieces([number - self._bases[part]])
+        begins = self._stream.parts[part].item_starts(item) + start
+        return list(zip(begins.tolist(), (begins + count).tolist(), strict=True))
 
     def holding(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return (sequence, column) of every sequence that holds an id of the span [start, end).

@@ -163,8 +163,16 @@ class IndexMaps:
         first = numbers == 0  # GPT-NeoX starts at slot 0 even where its item is empty
         return np.where(first, 0, block * _BLOCK + step), np.where(first, 0, rest - before)
 
-    def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int, int]]]:
-        """Return, for every sample, (item, start, end) of the pieces of items that make it up."""
+    def pieces(self, samples: npt.ArrayLike) -> tuple[Ids, Ids, Ids, Ids]:
+        """Return the pieces of items that make up samples, one after the other.
+
+        Returns:
+            (row, item, start, count), each int64 [pieces]: which of the samples, which item, the
+            first id of it and how many. Pieces without ids are left out.
+
+        Raises:
+            ValueError: A sample out of range.
+        """
         numbers = np.asarray(samples, dtype=np.int64)
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_samples:
             raise ValueError(
@@ -172,26 +180,18 @@ class IndexMaps:
                 f"{int(numbers.min())}..{int(numbers.max())}"
             )
         slots, offsets = self.bounds(np.concatenate([numbers, numbers + 1]))
-        half = len(numbers)
-        borders = zip(
-            slots[:half].tolist(),
-            offsets[:half].tolist(),
-            slots[half:].tolist(),
-            offsets[half:].tolist(),
-            strict=True,
-        )
-        return [self._between(*border) for border in borders]
-
-    def _between(self, slot: int, offset: int, last: int, stop: int) -> list[tuple[int, int, int]]:
-        items = self.order[slot : last + 1].tolist()
-        ends = self._lengths[slot : last + 1].tolist()
-        ends[-1] = stop + 1
-        starts = [offset] + [0] * (last - slot)
-        return [
-            (item, start, end)
-            for item, start, end in zip(items, starts, ends, strict=True)
-            if start < end
-        ]
+        n = len(numbers)
+        first, last = slots[:n], slots[n:]
+        counts = last - first + 1
+        begins = np.cumsum(counts) - counts  # of every row, among the pieces
+        row = np.repeat(np.arange(n), counts)
+        slot = np.arange(len(row)) + np.repeat(first - begins, counts)
+        start, end = np.zeros(len(row), dtype=np.int64), self._lengths[slot].astype(np.int64)
+        start[begins] = offsets[:n]
+        end[begins + counts - 1] = offsets[n:] + 1
+        kept = start < end
+        item = self.order[slot].astype(np.int64)
+        return row[kept], item[kept], start[kept], (end - start)[kept]
 
     def item_places(self, item: int) -> list[int]:
         """Return where an item begins in the joined items, once for every epoch, ascending."""
@@ -212,7 +212,14 @@ class IndexMaps:
     @cached_property
     def _slots(self) -> npt.NDArray[np.uint32]:
         """Slots by item, E for each, ascending."""
-        return np.argsort(self.order, kind="stable").astype(np.uint32)
+        slots = np.arange(len(self.order), dtype=np.uint32)
+        if self.epochs == 1:
+            out = np.empty_like(slots)
+            out[self.order] = slots
+            return out
+        keys = self.order.astype(np.int64) * len(slots) + slots
+        keys.sort()
+        return (keys % len(slots)).astype(np.uint32)
 
     @cached_property
     def _inverse(self) -> npt.NDArray[Any]:
