@@ -425,7 +425,7 @@ def test_a_declared_policy_that_the_ids_contradict_is_refused(
 
 
 def test_what_the_ids_say_about_marks_is_counted_across_shards(tmp_path):
-    items = [[], [5, 0], [0], [6, 0, 7], [], [8, 0, 0], []]
+    items = [[], [5, 0], [], [0], [6, 0, 7], [], [8, 0, 0], []]
     root = tmp_path
     for sizes in ([], [3], [1] * 10, [2] * 9, [18]):
         for path in root.glob("text*.bin"):

@@ -213,22 +213,28 @@ def test_spans_join_to_rows(root, lengths, seq_len, need, seed):
         assert np.array_equal(np.concatenate([stream.read(a, b - a) for a, b in spans]), row)
 
 
-def brute_holding(order, stream, start, end):
-    """Sequences with ids of the span, and the columns where all of it stands."""
-    wanted = set(stream.read(start, end - start).tolist())
-    text = stream.read(start, end - start).tolist()
-    touched, whole = set(), set()
-    for sequence in range(order.num_sequences):
-        row = order.rows([sequence])[0].tolist()
-        if wanted & set(row):
-            touched.add(sequence)
-        for column in range(len(row) - len(text) + 1):
-            if row[column : column + len(text)] == text:
-                whole.add((sequence, column))
+def brute_holding(rows, text):
+    """Sequences with ids of a span, all of them different, and the columns where all of it is."""
+    touched = {sequence for sequence, row in enumerate(rows) if set(text) & set(row)}
+    whole = {
+        (sequence, column)
+        for sequence, row in enumerate(rows)
+        for column in range(len(row) - len(text) + 1)
+        if row[column : column + len(text)] == text
+    }
     return touched, whole
 
 
-@settings(max_examples=40, deadline=None)
+def check_holding(order, stream, rows, start, end):
+    found = order.holding(start, end)
+    touched, whole = brute_holding(rows, stream.read(start, end - start).tolist())
+    assert {sequence for sequence, _ in found} == touched
+    fits = order.seq_len + 1 - (end - start)
+    assert {(sequence, column) for sequence, column in found if 0 <= column <= fits} == whole
+    assert all(start - end < column <= order.seq_len for _, column in found)
+
+
+@settings(max_examples=30, deadline=None)
 @given(some_lengths, st.integers(1, 8), st.integers(1, 3), st.integers(0, 99), st.data())
 def test_holding_finds_every_exposure_and_says_which_are_whole(
     root, lengths, seq_len, epochs, seed, data
@@ -236,14 +242,22 @@ def test_holding_finds_every_exposure_and_says_which_are_whole(
     assume(sum(lengths) > seq_len)
     stream = dataset(root, [items_of(lengths)], NeoxPlan("1", None, seq_len, epochs))
     order = NeoxOrder(stream, seq_len, seed)
-    start = data.draw(st.integers(0, stream.num_tokens - 1))
-    end = data.draw(st.integers(start + 1, stream.num_tokens))
-    found = order.holding(start, end)
-    touched, whole = brute_holding(order, stream, start, end)
-    assert {sequence for sequence, _ in found} == touched
-    width = seq_len + 1
-    assert {(s, c) for s, c in found if c >= 0 and c + end - start <= width} == whole
-    assert all(-(end - start) < column <= seq_len for _, column in found)
+    rows = order.rows(np.arange(order.num_sequences)).tolist()
+    for _ in range(5):
+        start = data.draw(st.integers(0, stream.num_tokens - 1))
+        end = data.draw(st.integers(start + 1, stream.num_tokens))
+        check_holding(order, stream, rows, start, end)
+
+
+def test_holding_is_right_for_every_span_of_two_blended_files(tmp_path):
+    lengths = GOLDEN_A["lengths"]
+    files = [items_of(lengths), items_of([4, 0, 6, 1], base=500)]
+    stream = dataset(tmp_path, files, NeoxPlan(None, None, 8, 3), [3, 1])
+    order = NeoxOrder(stream, 8, 1234)
+    assert order.num_sequences == 16 + 4
+    rows = order.rows(np.arange(order.num_sequences)).tolist()
+    for start, end in itertools.combinations(range(stream.num_tokens + 1), 2):
+        check_holding(order, stream, rows, start, end)
 
 
 def test_columns_of_an_item_are_where_its_ids_stand(tmp_path):
@@ -264,6 +278,8 @@ def test_the_stream_is_the_split_and_records_are_items_of_the_file(tmp_path):
     streams = {name: MegatronStream(tmp_path / "data", name) for name in ("train", "valid", "test")}
     records = {name: [d.record for d in s.documents()] for name, s in streams.items()}
     assert records == {"train": [0, 1, 2, 3, 4, 5], "valid": [6, 7, 8], "test": [9]}
+    part = streams["valid"].parts[0]
+    assert part.item_starts(np.arange(3)).tolist() == [part.item_start(k) for k in range(3)]
     assert streams["valid"].read(0, 12).tolist() == list(itertools.chain(*files[0][6:9]))
     order = NeoxOrder(streams["train"], 4, 1234)
     assert set(order.rows(np.arange(order.num_sequences)).ravel()) <= set(range(1, 22))
