@@ -4,10 +4,11 @@ Own words and closed forms for what ``gpt2_dataset.py`` and ``helpers.cpp`` of G
 (packing "packed"); equal to them bit for bit, items of length zero included. ``docs/spec/neox.md``
 is the specification, with vectors.
 
-Memory: 8 bytes an item and epoch, half a byte for marks, and 4 bytes a sample: for the standard
-Pile of Pythia (210 M items, 162 M samples) about 2.4 GB and half a minute to make, once. The two
-inverses, which only searches need, are made on first use: 4 bytes an item and epoch, 4 a sample.
-Nothing is cached in files.
+Memory: 8.5 bytes an item and epoch and 4 a sample: 2.4 GB for the standard Pile of Pythia (210 M
+items, 162 M samples) and 3.3 GB while it is made, about half a minute of one core (measured: 20 M
+items, 2.9 s, 232 MB), in every process that opens it. The two inverses, which only searches need,
+are made on first use: 4 bytes an item and epoch, 4 a sample. Finding the pieces of 1,024 samples
+takes 1.6 ms. Nothing is cached in files.
 """
 
 import math
