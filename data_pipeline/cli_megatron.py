@@ -23,9 +23,9 @@ _EXAMPLE = (
 
 
 def add_commands(add: Add) -> None:
-    """Add ``index-megatron``."""
+    """Add ``data index-megatron``."""
     sub = add(
-        "index-megatron", run_index, "index Megatron .bin/.idx files where they lie", _EXAMPLE
+        "data index-megatron", run_index, "index Megatron .bin/.idx files where they lie", _EXAMPLE
     )
     sub.add_argument(
         "prefixes",

@@ -14,7 +14,8 @@ def call(*words):
     commands = parser.add_subparsers(required=True)
 
     def add(name, run, text, example):
-        sub = commands.add_parser(name, help=text, epilog=example)
+        assert name == "data index-megatron"
+        sub = commands.add_parser("index-megatron", help=text, epilog=example)
         sub.set_defaults(run=run)
         return sub
 
