@@ -56,7 +56,9 @@ def _bulk(rounds: int) -> None:
             rounds,
         )
         step = found["step"][0] / 20
-        rows.append([f"{sequences:,}", f"{count / found['bulk'][0] / 1e6:.1f}", f"{step * 1e3:.3f}"])
+        rows.append(
+            [f"{sequences:,}", f"{count / found['bulk'][0] / 1e6:.1f}", f"{step * 1e3:.3f}"]
+        )
     print(table(["sequences N", "M positions/s", f"ms per step of {_BATCH}"], rows), "\n")
 
 
@@ -82,7 +84,9 @@ def _resume(rounds: int) -> None:
     start = time.perf_counter()
     np.random.RandomState(1234).shuffle(np.arange(_PYTHIA // 10, dtype=np.uint32))
     shuffle = time.perf_counter() - start
-    rows.append(["NeoX, sample shuffle of a tenth of the Pile, before that", f"{shuffle * 1e3:.0f}"])
+    rows.append(
+        ["NeoX, sample shuffle of a tenth of the Pile, before that", f"{shuffle * 1e3:.0f}"]
+    )
     print(table(["from nothing to the sequences of a step", "ms"], rows), "\n")
 
 
