@@ -1,46 +1,21 @@
-"""`tripod data build` and `tripod data verify`: datasets from the command line."""
+"""`tripod data verify`, and the recipe files of `tripod data build`."""
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data_pipeline.errors import DatasetError
 
-Run = Callable[[argparse.Namespace], int]
-SuiteRecipe = Callable[[str], Mapping[str, Any]]
+Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
 
-class Add(Protocol):
-    """Adds a command to the table of ``tripod``."""
-
-    def __call__(self, name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser:
-        """Add one; see ``suite.command_line``."""
-        ...
-
-
-def add_commands(add: Add, suite_recipe: SuiteRecipe | None = None) -> None:
-    """Add ``data build`` and ``data verify``.
-
-    Args:
-        add: The table.
-        suite_recipe: Returns the recipe of a suite by its name; without it, only files are known.
-    """
-    sub = add(
-        "data build",
-        lambda arguments: _build(arguments, suite_recipe),
-        "build a dataset from a recipe; the same command goes on with a build that was interrupted",
-        "data build recipe.yaml --out data/web --workers 8",
-    )
-    sub.add_argument("recipe", help="a YAML file, or the name of a suite")
-    sub.add_argument("--out", type=Path, required=True, help="the directory to create")
-    sub.add_argument(
-        "--workers", type=int, default=1, help="processes (default: 1); changes no bit"
-    )
+def add_commands(add: Add) -> None:
+    """Add ``data verify``."""
     sub = add(
         "data verify",
-        _verify,
+        run_verify,
         "recompute every digest, size, border and id of a dataset",
         "data verify data/web --text",
     )
@@ -73,21 +48,20 @@ def load_recipe(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def _build(arguments: argparse.Namespace, suite_recipe: SuiteRecipe | None) -> int:
-    from data_pipeline.build import build_dataset
-
-    path = Path(arguments.recipe)
-    if suite_recipe is not None and not path.is_file() and path.suffix not in (".yaml", ".yml"):
-        recipe = suite_recipe(arguments.recipe)
-    else:
-        recipe = load_recipe(path)
-    build_dataset(recipe, arguments.out, arguments.workers, progress=_say)
-    return 0
-
-
-def _verify(arguments: argparse.Namespace) -> int:
+def run_verify(arguments: argparse.Namespace) -> int:
+    """`tripod data verify`."""
+    from data_pipeline.cli_megatron import verify_lines
     from data_pipeline.index import verify_dataset
+    from data_pipeline.megatron_index import is_megatron_index
 
+    if (arguments.dir / "index.json").exists() and is_megatron_index(arguments.dir):
+        if arguments.text:
+            raise DatasetError(
+                f"{arguments.dir}: --text compares ids with the text they were made from, and "
+                "Megatron files keep none; leave it out"
+            )
+        print("\n".join(verify_lines(arguments.dir, arguments.expect)))
+        return 0
     counts = Counter[str]()
     index = verify_dataset(arguments.dir, arguments.expect, arguments.text, counts)
     tokens = sum(index.num_tokens(split) for split in index.splits)
@@ -102,7 +76,3 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     print(f"    index digest {index.digest}")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -13,6 +13,7 @@ in one process, byte for byte; every stage does only what is missing.
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -52,17 +53,20 @@ def run_stage(mapping: dict[str, Any]) -> None:
     if stage in ("survey", "encode") and group is None:
         raise ConfigError(f"stage={stage} needs a group: group=0, or 'group=range(0,N)' to sweep")
     out.parent.mkdir(parents=True, exist_ok=True)
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        # joblib's workers call theirs "loky", a name that processes started from them do not know.
+        multiprocessing.set_start_method("spawn", force=True)
     if stage == "plan":
         groups = plan_groups(recipe)
         print(f"{len(groups)} groups, {sum(g.size for g in groups):,} bytes", flush=True)
     elif stage == "survey":
-        survey_group(recipe, out, group, workers, _say)
+        survey_group(recipe, out, group, workers, say)
     elif stage == "prepare":
-        prepare_build(recipe, out, _say)
+        prepare_build(recipe, out, say)
     elif stage == "encode":
-        build_group(recipe, out, group, workers, _say)
+        build_group(recipe, out, group, workers, say)
     else:
-        finish_build(recipe, out, _say)
+        finish_build(recipe, out, say)
 
 
 def build_with_launcher(
@@ -82,11 +86,11 @@ def build_with_launcher(
     """
     count = len(plan_groups(recipe))
     for stage in STAGES[1:]:
-        command = [sys.executable, "-m", "suite.build_data"]
-        command += [f"suite={suite}", f"stage={stage}", f"root={root.resolve()}"]
-        command += [f"workers={workers}"]
+        words = [f"suite={suite}", f"stage={stage}", f"root={root.resolve()}", f"workers={workers}"]
         if stage in ("survey", "encode"):
-            command += ["--multirun", f"group=range(0,{count})", f"hydra/launcher={launcher}"]
+            by_group = [f"group=range(0,{count})", f"hydra/launcher={launcher}"]
+            words = ["--multirun", *words, *by_group]
+        command = [sys.executable, "-m", "suite.build_data", *words]
         done = subprocess.run(command, preexec_fn=die_with_parent, check=False)
         if done.returncode:
             raise RuntimeError(
@@ -95,7 +99,8 @@ def build_with_launcher(
             )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Prints a line of progress."""
     print(f"data: {line}", flush=True)
 
 

@@ -10,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipeline import cli_overlays, cli_proofs
+from data_pipeline import cli_build, cli_megatron, cli_overlays, cli_proofs
+from suite import cli_data
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -62,11 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
     cli_proofs.add_commands(add)
     cli_overlays.add_commands(add)
 
-    sub = add("data", _data, "build or verify a dataset directory", "data verify runs/nano/data")
-    sub.add_argument("action", choices=["build", "verify"])
-    sub.add_argument("target", help="build: a suite name; verify: a dataset directory")
-    sub.add_argument("--root", type=Path, default=Path("runs"))
-    sub.add_argument("--expect", help="index digest to expect")
+    cli_data.add_commands(add)
+    cli_build.add_commands(add)
+    cli_megatron.add_commands(add)
 
     sub = add("batch", _batch, "show what a step reads", "batch runs/nano/nano-1m --step 7")
     sub.add_argument("run_dir", type=Path)
@@ -207,23 +206,6 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     )
     return 0 if all(v.ok for v in verdicts) else 1
-
-
-def _data(arguments: argparse.Namespace) -> int:
-    from data_pipeline.index import ShardIndex, verify_dataset
-
-    if arguments.action == "verify":
-        directory = Path(arguments.target)
-        verify_dataset(directory, arguments.expect)
-        print(f"ok  {directory}: index {ShardIndex.load(directory).digest}")
-        return 0
-    from suite.data import ensure_dataset
-    from suite.sweep import compose_suite
-
-    plan = compose_suite(arguments.target, arguments.root)
-    config = ensure_dataset(next(iter(plan.rungs.values())), arguments.root.resolve())
-    print(f"index {config.data.index_digest}")
-    return 0
 
 
 def _batch(arguments: argparse.Namespace) -> int:

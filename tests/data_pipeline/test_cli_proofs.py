@@ -1,4 +1,3 @@
-import argparse
 import json
 
 import pytest
@@ -7,23 +6,12 @@ from data_pipeline.cli_proofs import add_commands
 from data_pipeline.digests import chain_over, split_leaves
 from data_pipeline.errors import DatasetError
 from data_pipeline.reading import Reading
+from tests.data_pipeline.command import run_command
 from tests.data_pipeline.runs import B, S, make_run
 
 
 def tripod(*words):
-    """Run a command as the command line would."""
-    commands = {}
-
-    def add(name, run, text, example):
-        parser = argparse.ArgumentParser(prog=name, description=text, epilog=example)
-        parser.set_defaults(run=run)
-        commands[name] = parser
-        return parser
-
-    add_commands(add)
-    name, rest = " ".join(map(str, words[:2])), [str(word) for word in words[2:]]
-    arguments = commands[name].parse_args(rest)
-    return arguments.run(arguments)
+    return run_command(add_commands, *words)
 
 
 @pytest.fixture
