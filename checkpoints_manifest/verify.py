@@ -122,7 +122,7 @@ def _check_order(run_dir: Path, records: list[Record]) -> list[str]:
         names = ("index_digest", "seq_len", "batch_size", "order", "seed", "overlay")
         chain = chain_start(*(data[name] for name in names))
         batch_tokens = data["seq_len"] * data["batch_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{run_dir / 'config.json'} does not name the token order: {error!r}"]
     log = (run_dir / "order.log").read_bytes() if (run_dir / "order.log").exists() else b""
     done = 0
