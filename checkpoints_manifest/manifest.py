@@ -96,9 +96,10 @@ class Ledger:
         Raises:
             CheckpointError: the line number, what was expected and what was found.
         """
-        return self._read(self.path.read_bytes()) if self.path.exists() else []
+        return self.parse(self.path.read_bytes()) if self.path.exists() else []
 
-    def _read(self, data: bytes) -> list[Record]:
+    def parse(self, data: bytes) -> list[Record]:
+        """As `records`, of bytes that were read elsewhere."""
         *lines, torn = data.split(b"\n")
         records: list[Record] = []
         for number, line in enumerate(lines, start=1):

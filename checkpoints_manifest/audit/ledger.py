@@ -1,0 +1,97 @@
+"""Audit of Tripod's own ledger, `manifest.jsonl` on main, against what the repository serves.
+
+The ledger's text is read with the snapshot; everything here is compared with digests that the Hub
+states, so a file is checked without downloading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from checkpoints_manifest.audit.snapshot import Finding, RepoSnapshot
+from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.gitobjects import blob_id, commit_id, lfs_pointer, tree_id
+from checkpoints_manifest.manifest import Ledger, Record
+from data_pipeline.canonical import canonical_json, sha256_hex
+
+LEDGER = "manifest.jsonl"
+_OWN_RECORD = "checkpoint_manifest.json"
+
+
+def read_ledger(snapshot: RepoSnapshot) -> tuple[list[Record], str | None]:
+    """Records of the ledger on main, and what is wrong with it; none where there is no ledger."""
+    text = snapshot.text("main", LEDGER)
+    if text is None:
+        return [], None
+    try:
+        return Ledger(Path(LEDGER)).parse(text), None
+    except CheckpointError as error:
+        return [], str(error)
+
+
+def ledger_steps(snapshot: RepoSnapshot) -> list[int] | None:
+    """Steps of the ledger; None where there is none that can be read."""
+    return [record["step"] for record in read_ledger(snapshot)[0]] or None
+
+
+def reasons(snapshot: RepoSnapshot) -> set[int]:
+    """Steps whose record says why they have the weights of an earlier one."""
+    return {r["step"] for r in read_ledger(snapshot)[0] if "same_weights_reason" in r}
+
+
+def check_ledger(snapshot: RepoSnapshot) -> Iterator[Finding]:
+    """The ledger's chain; files and commits of each revision against it."""
+    records, problem = read_ledger(snapshot)
+    if problem is not None:
+        yield Finding("ledger", ("main",), f"main: {problem}")
+    by_step = {record["step"]: record for record in records}
+    for name, step in snapshot.steps.items():
+        if records and step not in by_step:
+            yield Finding("ledger", (name,), f"{name} is published, the ledger has no record of it")
+        elif records:
+            yield from _check_files(snapshot, name, by_step[step])
+    yield from _check_commits(snapshot)
+
+
+def _check_files(snapshot: RepoSnapshot, name: str, record: Record) -> Iterator[Finding]:
+    files = snapshot.revisions[name]
+    for item in record["files"]:
+        found = files.get(item["path"])
+        # Small files carry git's id, which says nothing about their SHA-256.
+        if found and len(found[1]) == 64 and found != (item["size"], item["sha256"]):
+            yield Finding(
+                "ledger", (name,),
+                f"{name}: {item['path']}: the ledger states {item['size']} bytes, sha256 "
+                f"{item['sha256']}; the revision serves {found[0]} bytes, {found[1]}",
+            )  # fmt: skip
+    own = canonical_json(record)
+    served = files.get(_OWN_RECORD)
+    if served and served[1] not in (blob_id(own), sha256_hex(own)):
+        yield Finding(
+            "ledger", (name,), f"{name}: {_OWN_RECORD} is not the ledger's record of this step"
+        )
+
+
+def _check_commits(snapshot: RepoSnapshot) -> Iterator[Finding]:
+    """Commits of a local Hub carry name, files and parent in their id; others are not judged."""
+    parent, local = None, False
+    for number, name in enumerate(snapshot.steps):
+        files, stated = snapshot.revisions[name], snapshot.commits.get(name)
+        if stated is None or any("/" in path for path in files):
+            return
+        blobs = {
+            path: digest if len(digest) == 40 else blob_id(lfs_pointer(digest, size))
+            for path, (size, digest) in files.items()
+        }
+        expected = commit_id(tree_id(blobs), parent, f"{snapshot.name} {name}")
+        if number == 0 and expected == stated:
+            local = True
+        if local and expected != stated:
+            yield Finding(
+                "renamed-step", (name,),
+                f"{name}: its name, files and parent give commit {expected}, the ref names "
+                f"{stated}: the ref was moved or renamed",
+            )  # fmt: skip
+            return
+        parent = stated
