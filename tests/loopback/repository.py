@@ -33,6 +33,7 @@ class Repository:
         self.path = path
         self.lock = threading.RLock()
         self._trees: dict[str, dict[str, Entry]] = {}
+        self._histories: dict[str, list[tuple[str, str, str]]] = {}
         path.mkdir(parents=True)
         self.git("init", "-q", "--bare", "--initial-branch=main", ".")
         self.commit("main", {".gitattributes": INITIAL_ATTRIBUTES}, (), "initial commit")
@@ -53,16 +54,14 @@ class Repository:
         return dict(line.split(" ") for line in lines.splitlines())
 
     def resolve(self, revision: str) -> str | None:
-        for kind in ("heads", "tags"):
-            if commit := self.refs(kind).get(revision):
-                return commit
         if COMMIT.fullmatch(revision):
-            try:
-                self.git("cat-file", "-e", f"{revision}^{{commit}}")
-            except RuntimeError:
-                return None
+            if revision not in self._trees:
+                try:
+                    self.git("cat-file", "-e", f"{revision}^{{commit}}")
+                except RuntimeError:
+                    return None
             return revision
-        return None
+        return self.refs("heads").get(revision) or self.refs("tags").get(revision)
 
     def set_ref(self, kind: str, name: str, commit: str) -> None:
         self.git("update-ref", f"refs/{kind}/{name}", commit, "0" * 40)
@@ -88,11 +87,13 @@ class Repository:
 
     def history(self, commit: str) -> list[tuple[str, str, str]]:
         """Commits, newest first: id, date as the Hub writes it, title."""
-        text = self.git(
-            "log", "--date=format-local:%Y-%m-%dT%H:%M:%S.000Z", "--format=%H%x00%cd%x00%s",
-            "--first-parent", commit, TZ="UTC",
-        ).decode()  # fmt: skip
-        return [tuple(line.split("\0")) for line in text.splitlines()]
+        if commit not in self._histories:
+            text = self.git(
+                "log", "--date=format-local:%Y-%m-%dT%H:%M:%S.000Z", "--format=%H%x00%cd%x00%s",
+                "--first-parent", commit, TZ="UTC",
+            ).decode()  # fmt: skip
+            self._histories[commit] = [tuple(line.split("\0")) for line in text.splitlines()]
+        return self._histories[commit]
 
     def commit(
         self, branch: str, files: dict[str, bytes], deleted: tuple[str, ...], message: str
@@ -109,9 +110,12 @@ class Repository:
             if parent:
                 self.git("read-tree", parent, **index)
             lines = [f"0 {'0' * 40}\t{path}" for path in deleted]
-            for path, data in files.items():
-                blob = self.git("hash-object", "-w", "--stdin", data=data).decode().strip()
-                lines.append(f"100644 {blob}\t{path}")
+            for number, data in enumerate(files.values()):
+                Path(scratch, str(number)).write_bytes(data)
+            named = "".join(f"{scratch}/{number}\n" for number in range(len(files)))
+            made = self.git("hash-object", "-w", "--no-filters", "--stdin-paths", data=named.encode())
+            blobs = made.decode().split()
+            lines += [f"100644 {b}\t{path}" for b, path in zip(blobs, files, strict=True)]
             data = "".join(f"{line}\0" for line in lines).encode()
             self.git("update-index", "-z", "--add", "--index-info", data=data, **index)
             tree = self.git("write-tree", **index).decode().strip()

@@ -23,9 +23,7 @@ _REVISION = r"(?P<revision>[^/]+)"
 class Refusal(Exception):
     """An answer that is an error, with the code that the client turns into its exceptions."""
 
-    def __init__(
-        self, status: int, message: str, code: str | None = None, **more: str
-    ) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None, **more: str) -> None:
         super().__init__(message)
         headers = {"X-Error-Code": code} if code else {}
         body = json.dumps({"error": message, **more}).encode()
@@ -203,9 +201,7 @@ class LoopbackHub:
         files = []
         for item in json.loads(body)["files"]:
             sample, path = base64.b64decode(item["sample"]), item["path"]
-            large = (
-                path.endswith(LARGE_SUFFIXES) or item["size"] > LARGE_BYTES or b"\0" in sample
-            )
+            large = path.endswith(LARGE_SUFFIXES) or item["size"] > LARGE_BYTES or b"\0" in sample
             present = tree.get(path)
             files.append(
                 {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
@@ -307,7 +303,9 @@ class LoopbackHub:
             refusal.answer.headers |= named
             raise refusal
         if entry.sha256 is None:
-            return _ranged(repository.blob(entry.blob), headers, {**named, "ETag": f'"{entry.blob}"'})
+            return _ranged(
+                repository.blob(entry.blob), headers, {**named, "ETag": f'"{entry.blob}"'}
+            )
         linked = {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
         data = self.object_path(entry.sha256).read_bytes()
         return _ranged(data, headers, named | linked | {"ETag": f'"{entry.sha256}"'})
@@ -373,7 +371,11 @@ _ROUTES = [
     ("PUT", r"/lfs/part/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", LoopbackHub.put_part),
     ("POST", r"/lfs/complete/(?P<oid>[0-9a-f]{64})", LoopbackHub.complete),
     ("POST", r"/lfs/verify", LoopbackHub.verify_object),
-    ("GET", rf"/(?P<dataset>datasets/)?{_ID}/resolve/{_REVISION}/(?P<path>.+)", LoopbackHub.resolve),
+    (
+        "GET",
+        rf"/(?P<dataset>datasets/)?{_ID}/resolve/{_REVISION}/(?P<path>.+)",
+        LoopbackHub.resolve,
+    ),
 ]
 # Signed addresses, which carry no token on the real Hub either.
 _OPEN = re.compile(r"/lfs/(object|part|complete)/")

@@ -32,9 +32,7 @@ def api(hub):  # noqa: F811
 
 
 def add(**files):
-    return [
-        CommitOperationAdd(name.replace("__", "."), data) for name, data in files.items()
-    ]
+    return [CommitOperationAdd(name.replace("__", "."), data) for name, data in files.items()]
 
 
 def commit(api, revision="main", parent=None, message="more", **files):
@@ -153,9 +151,7 @@ def test_ranges(hub, api):  # noqa: F811
     commit(api, model__safetensors=WEIGHTS, small=b"0123456789")
     base = f"{hub.endpoint}/{REPO}/resolve/main"
     for name, data in (("small", b"0123456789"), ("model.safetensors", WEIGHTS)):
-        answer = httpx2.get(
-            f"{base}/{name}", headers={"Range": "bytes=3-6"}, follow_redirects=True
-        )
+        answer = httpx2.get(f"{base}/{name}", headers={"Range": "bytes=3-6"}, follow_redirects=True)
         assert (answer.status_code, answer.content) == (206, data[3:7])
         assert answer.headers["Content-Range"] == f"bytes 3-6/{len(data)}"
     past = httpx2.get(f"{base}/small", headers={"Range": "bytes=10-"})
