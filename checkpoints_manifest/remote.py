@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -255,10 +255,12 @@ class Remote:
     ) -> str | None:
         """The commit that a failed request made all the same; None: it made none."""
         history = [commit for commit, _ in self.history(branch)]
-        if history[-1:] == [parent]:
+        after = history[history.index(parent) + 1 :] if parent in history else history
+        if parent in history and not after:
             return None
-        if history[-2:-1] == [parent] and holds(self.tree(history[-1])):
-            return history[-1]
+        # The first one only: another publisher of the same run may be further already.
+        if parent in history and holds(self.tree(after[0])):
+            return after[0]
         raise CheckpointError(
             f"{self.repo_id}: expected the head of {branch} to be {parent}, found "
             f"{history[-1] if history else 'no commit'}, which is not ours: somebody else writes "
@@ -355,8 +357,8 @@ class Remote:
             self.pacer.rest(min(2.0**attempt, 60.0))
 
     def _explain(self, problem: Exception) -> str:
-        cause = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
-        text = " ".join(f"{type(cause).__name__}: {cause}".split())[:500]
+        refusal = _refusal(problem) or problem
+        text = " ".join(f"{type(refusal).__name__}: {refusal}".split())[:1000]
         # A server may send back what it was sent.
         return text.replace(self._token, "(token)") if self._token else text
 
@@ -372,20 +374,22 @@ class Remote:
             yield from page
 
 
-def _status(problem: BaseException | None) -> int | None:
+def _refusal(problem: BaseException | None) -> HfHubHTTPError | None:
     # An upload's refusal comes wrapped in another error.
-    while problem is not None:
-        if isinstance(problem, HfHubHTTPError):
-            return int(problem.response.status_code)
-        problem = problem.__cause__
-    return None
-
-
-def _asked_pause(problem: BaseException | None) -> float:
-    """Seconds that a 429 asks for; a minute where it names none."""
     while problem is not None and not isinstance(problem, HfHubHTTPError):
         problem = problem.__cause__
-    headers = problem.response.headers if isinstance(problem, HfHubHTTPError) else {}
+    return problem
+
+
+def _status(problem: Exception) -> int | None:
+    refusal = _refusal(problem)
+    return None if refusal is None else int(refusal.response.status_code)
+
+
+def _asked_pause(problem: Exception) -> float:
+    """Seconds that a 429 asks for; a minute where it names none."""
+    refusal = _refusal(problem)
+    headers: Mapping[str, str] = {} if refusal is None else refusal.response.headers
     after = str(headers.get("Retry-After", "")).strip()
     if after.isascii() and after.isdigit():
         return min(float(after[:9]), _MAX_PAUSE)

@@ -11,11 +11,12 @@ import pytest
 
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.manifest import Ledger, record_digest
+from checkpoints_manifest.pacer import Pacer
 from checkpoints_manifest.published import BRANCH, parse_commits, parse_publication
 from checkpoints_manifest.publish import Options, dry_run, publish
 from checkpoints_manifest.publish_dataset import dataset_changes, publish_dataset
 from checkpoints_manifest.remote import Remote
-from checkpoints_manifest.run_files import RunFiles
+from checkpoints_manifest.run_files import LOGS, RunFiles
 from data_pipeline.canonical import sha256_file
 from tests.checkpoints_manifest.conftest import flip
 from tests.checkpoints_manifest.publishable import (
@@ -295,3 +296,227 @@ def wanted(hub, two_steps, wanted_trees):  # noqa: F811
         for path in (hub.root / "objects").iterdir():
             path.unlink()
     return dict(wanted_trees)
+
+
+def test_what_the_hub_asks_for_in_retry_after_is_waited(hub, two_steps):  # noqa: F811
+    clock = [0.0]
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock[0] += seconds
+
+    paced = Remote(
+        REPO, endpoint=hub.endpoint, token=TOKEN, pacer=Pacer(clock=lambda: clock[0], sleep=sleep)
+    )
+    hub.faults.add("POST", "/commit/", answer=too_many("1234"))
+    publish(RunFiles.read(two_steps), paced, true_label, Options(), lambda line: None)
+    assert max(slept) == 1234
+
+
+def test_a_hub_that_keeps_failing_ends_in_an_error_that_says_how_to_go_on(hub, two_steps):  # noqa: F811
+    hub.faults.add("POST", "/commit/", times=1000, answer=broken())
+    with pytest.raises(CheckpointError, match="could not commit to checkpoints .*goes on from"):
+        go(hub, two_steps)
+    hub.faults.clear()
+    go(hub, two_steps)
+    assert own_commits(hub)[BRANCH] == WHOLE[BRANCH][2:]
+
+
+# Somebody else.
+
+
+@pytest.mark.parametrize("branch", [BRANCH, "main"])
+def test_another_writers_commit_is_seen_and_left_alone(hub, two_steps, branch):  # noqa: F811
+    def intrude():
+        hub.repository("model", REPO).commit(branch, {"theirs": b"x"}, (), "theirs")
+
+    hub.faults.add("POST", f"/commit/{branch}", before=intrude)
+    with pytest.raises(CheckpointError, match="somebody else"):
+        go(hub, two_steps)
+    assert own_commits(hub)[branch][0] == "theirs"
+    if branch == BRANCH:
+        with pytest.raises(CheckpointError, match="expected"):
+            go(hub, two_steps)
+    else:
+        assert go(hub, two_steps).steps == STEPS[:2]
+
+
+def test_another_publisher_of_the_same_run_is_no_stranger(hub, two_steps, tmp_path):  # noqa: F811
+    """Two machines publish copies of one run at once: the second finds its commit made."""
+    twin = make_run(tmp_path / "twin", STEPS[:2])
+    hub.faults.add("POST", "/commit/checkpoints", before=lambda: go(hub, twin))
+    assert go(hub, two_steps).steps == STEPS[:2]
+    assert own_commits(hub)[BRANCH] == WHOLE[BRANCH][2:]
+
+
+def test_a_branch_that_exists_elsewhere_is_not_taken_for_ours(hub, two_steps):  # noqa: F811
+    """409 on create_branch says that the name exists, not where it points."""
+
+    def intrude():
+        repository = hub.repository("model", REPO)
+        repository.set_ref("heads", "step1", repository.refs("heads")["main"])
+
+    hub.faults.add("POST", "/branch/step1", before=intrude)
+    with pytest.raises(CheckpointError, match="expected branch step1 at"):
+        go(hub, two_steps)
+
+
+def test_a_moved_branch_or_tag_is_found(hub, two_steps):  # noqa: F811
+    go(hub, two_steps, tag="v1")
+    repository = hub.repository("model", REPO)
+    heads = repository.refs("heads")
+    repository.git("update-ref", "refs/tags/v1", heads["step0"])
+    with pytest.raises(CheckpointError, match="expected tag v1"):
+        go(hub, two_steps, tag="v1")
+    repository.git("update-ref", "refs/heads/step1", heads["step0"])
+    with pytest.raises(CheckpointError, match="somebody moved it"):
+        go(hub, two_steps)
+
+
+def test_a_deleted_branch_is_made_again_where_it_was(hub, two_steps):  # noqa: F811
+    go(hub, two_steps)
+    repository = hub.repository("model", REPO)
+    before = trees(hub)
+    repository.delete_ref("heads", "step0")
+    assert go(hub, two_steps).new == ()
+    assert trees(hub) == before
+
+
+def test_another_run_is_refused(hub, run_dir, tmp_path):  # noqa: F811
+    go(hub, run_dir)
+    other = make_run(tmp_path / "other", weights=lambda step: random_weights(step + 90))
+    with pytest.raises(CheckpointError, match="does not belong to this ledger"):
+        go(hub, other)
+    fewer = make_run(tmp_path / "fewer", STEPS[:2])
+    with pytest.raises(CheckpointError, match="ledger"):
+        go(hub, fewer)
+
+
+def test_a_model_from_elsewhere_is_not_overwritten(hub, run_dir):  # noqa: F811
+    remote(hub).create(private=False)
+    hub.repository("model", REPO).commit("main", {"model.safetensors": b"x" * 300}, (), "theirs")
+    with pytest.raises(CheckpointError, match="not published from a ledger"):
+        go(hub, run_dir)
+
+
+def test_a_hub_that_stores_other_bytes_is_found_before_the_branch_exists(hub, two_steps):  # noqa: F811
+    def swap(answer):
+        repository = hub.repository("model", REPO)
+        head = repository.refs("heads")[BRANCH]
+        repository.git("update-ref", f"refs/heads/{BRANCH}", f"{head}~1")
+        other = repository.commit(BRANCH, {"model.safetensors": b"y" * 300}, (), "swapped")
+        return Answer(200, answer.body.replace(head.encode(), other.encode()))
+
+    hub.faults.add("POST", "/commit/checkpoints", mangle=swap)
+    with pytest.raises(CheckpointError, match="the Hub states"):
+        go(hub, two_steps)
+    assert "step0" not in hub.repository("model", REPO).refs("heads")
+
+
+# The token.
+
+
+def test_without_a_login_nothing_is_tried(hub, two_steps, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("checkpoints_manifest.remote.get_token", lambda: None)
+    anonymous = Remote(REPO, endpoint=hub.endpoint, pacer=quick_pacer())
+    with pytest.raises(CheckpointError, match="hf auth login"):
+        publish(RunFiles.read(two_steps), anonymous, true_label, Options())
+    assert hub.requests == []
+
+
+def test_a_token_that_may_not_write_is_an_error_with_a_remedy(hub, two_steps):  # noqa: F811
+    other = Remote(REPO, endpoint=hub.endpoint, token="hf_other", pacer=quick_pacer())
+    with pytest.raises(CheckpointError, match="hf auth login") as caught:
+        publish(RunFiles.read(two_steps), other, true_label, Options())
+    assert "hf_other" not in str(caught.value)
+
+
+def test_the_token_is_in_nothing_that_is_written_or_said(hub, run_dir, capfd, caplog):  # noqa: F811
+    caplog.set_level("DEBUG")
+    said = []
+    # A Hub that sends back what it was sent.
+    echo = Answer(500, f"bad header: Bearer {TOKEN}".encode())
+    hub.faults.add("POST", "/commit/", answer=echo, times=1000)
+    with pytest.raises(CheckpointError, match="bad header") as caught:
+        go(hub, run_dir, say=said.append)
+    hub.faults.clear()
+    go(hub, run_dir, say=said.append, tag="v1")
+    publish_dataset(RunFiles.read(run_dir), remote(hub, kind="dataset"), "mit", False)
+    out, err = capfd.readouterr()
+    own_logs = "".join(r.getMessage() for r in caplog.records if r.name.startswith("checkpoints"))
+    assert TOKEN not in "".join([str(caught.value), *said, out, own_logs])
+    assert TOKEN not in err
+    written = [p for top in (run_dir.parent, hub.root) for p in top.rglob("*") if p.is_file()]
+    assert len(written) > 30
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+    for (_, _), repository in hub.repositories.items():
+        everything = repository.git("cat-file", "--batch-all-objects", "--batch", "--buffer")
+        assert TOKEN.encode() not in everything
+
+
+# Killed.
+
+KILLS = {
+    "before the first branch": ("POST", "/branch/checkpoints", 0, "before"),
+    "inside an upload": ("PUT", "/lfs/object/", 1, "before"),
+    "before a commit": ("POST", "/commit/checkpoints", 1, "before"),
+    "after a commit": ("POST", "/commit/checkpoints", 1, "after"),
+    "after the first commit": ("POST", "/commit/checkpoints", 0, "after"),
+    "after a branch": ("POST", "/branch/step", 1, "after"),
+    "before main": ("POST", "/commit/main", 0, "before"),
+    "after main": ("POST", "/commit/main", 0, "after"),
+    "before the tag": ("POST", "/tag/", 0, "before"),
+}
+
+
+def child(hub, run_dir, home):  # noqa: F811
+    command = [sys.executable, "-m", "tests.checkpoints_manifest.publishable"]
+    return subprocess.Popen(
+        [*command, str(run_dir), hub.endpoint, REPO, "", "v1"], cwd=ROOT,
+        env={**os.environ, **hub.environment(home)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", KILLS)
+def test_a_killed_publisher_run_again_ends_in_the_same_refs(hub, two_steps, tmp_path, place, wanted):  # noqa: F811
+    method, path, skip, when = KILLS[place]
+    started = []
+
+    def kill():
+        started[0].send_signal(signal.SIGKILL)
+        started[0].wait()
+
+    hub.faults.add(method, path, skip=skip, **{when: kill})
+    started.append(child(hub, two_steps, tmp_path / "home"))
+    started[0].communicate(timeout=120)
+    assert started[0].returncode == -signal.SIGKILL
+    go(hub, two_steps, tag="v1")
+    assert trees(hub) == wanted
+    assert own_commits(hub) == {BRANCH: WHOLE[BRANCH][2:], "main": ["2 steps", "initial commit"]}
+    assert not list(two_steps.glob(".publish-*"))
+
+
+def test_two_publishers_of_one_run_directory_exclude_each_other(hub, two_steps):  # noqa: F811
+    run = RunFiles.read(two_steps)
+    with run.one_publisher(), pytest.raises(CheckpointError, match="another process"):
+        go(hub, two_steps)
+
+
+# The dataset.
+
+
+def test_the_dataset_repository_holds_index_order_and_logs(hub, run_dir):  # noqa: F811
+    run = RunFiles.read(run_dir)
+    data = remote(hub, "org/toy-data", "dataset")
+    assert len(dataset_changes(run, data, "mit")) == 8 and hub.changes() == []
+    commit = publish_dataset(run, data, "mit", private=False)
+    tree = hub.repository("dataset", "org/toy-data").tree(commit)
+    logs = {f"runs/toy-1/{name}" for name in LOGS}
+    (leaves,) = (name for name in tree if name.startswith("leaves/"))
+    assert set(tree) == logs | {leaves, "index.json", "tokenizer.json", "README.md", ".gitattributes"}
+    assert tree["runs/toy-1/sequence_loss.f32"].size == 4 * 2 * 4
+    assert publish_dataset(run, data, "mit", private=False) == commit
+    assert dataset_changes(run, data, "mit") == []
