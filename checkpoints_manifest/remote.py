@@ -145,6 +145,13 @@ class Remote:
 
         return self._repeat(f"list the commits of {revision}", ask)
 
+    def title(self, revision: str) -> str:
+        """Title of the newest commit of a branch: one request, whatever came before it."""
+        return self._repeat(
+            f"read the title of {revision}",
+            lambda: _text(next(self._listed("commits", revision), {})["title"]),
+        )
+
     def tree(self, commit: str) -> dict[str, RemoteFile]:
         """Every file of a commit, folders included, by path."""
 

@@ -40,6 +40,13 @@ from data_pipeline.durable import fsync_directory, write_bytes
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "CHECKPOINTS", "FILE_LEVELS", "MANIFEST", "MODEL", "OPTIMIZER", "RECOVERY", "STATE",
+    "checkpoint_dir", "latest_complete_step", "ledger_of", "load_checkpoint", "load_files",
+    "own_manifest", "reconcile", "rewind", "save_checkpoint", "steps_on_disk", "verify_checkpoint",
+    "verify_files",
+]  # fmt: skip
+
 # How much of a checkpoint's files is looked at, cheapest first.
 FILE_LEVELS = ("metadata", "bytes", "tensors")
 _MOVE_AWAY = "move the directory away and resume from the checkpoint before it"

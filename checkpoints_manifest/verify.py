@@ -117,14 +117,35 @@ def _check_unlisted(run_dir: Path, records: list[Record]) -> list[str]:
 
 
 def _check_order(run_dir: Path, records: list[Record]) -> list[str]:
+    config, log = run_dir / "config.json", run_dir / "order.log"
+    return order_findings(
+        config.read_bytes() if config.exists() else None,
+        log.read_bytes() if log.exists() else b"",
+        records,
+        str(config),
+    )
+
+
+def order_findings(
+    config: bytes | None, log: bytes, records: list[Record], where: str
+) -> list[str]:
+    """Whether the leaves of a token order chain to what records state; the first divergence.
+
+    Args:
+        config: of the run; None: there is none.
+        log: `order.log`, 32 bytes a step.
+        records: the ledger.
+        where: place of the configuration, for messages.
+    """
     try:
-        data = json.loads((run_dir / "config.json").read_bytes())["data"]
+        if config is None:
+            raise ValueError("no such file")
+        data = json.loads(config)["data"]
         names = ("index_digest", "seq_len", "batch_size", "order", "seed", "overlay")
         chain = chain_start(*(data[name] for name in names))
         batch_tokens = data["seq_len"] * data["batch_size"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return [f"{run_dir / 'config.json'} does not name the token order: {error!r}"]
-    log = (run_dir / "order.log").read_bytes() if (run_dir / "order.log").exists() else b""
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return [f"{where} does not name the token order: {error!r}"]
     done = 0
     for record in records:
         step = record["step"]

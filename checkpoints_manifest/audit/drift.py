@@ -59,9 +59,9 @@ def _path_drift(snapshot: RepoSnapshot, kind: str, path: str) -> Iterator[Findin
 
 
 def _meaning(snapshot: RepoSnapshot, digest: str) -> str:
-    """A digest that is equal for configurations that differ only in who wrote them."""
+    """What is equal for configurations that differ only in who wrote them; else the digest."""
     found = _object(snapshot.texts.get(digest))
-    if found is None or not any(key in found for key in _WRITER_KEYS):
+    if found is None:
         return digest
     kept = {key: value for key, value in found.items() if key not in _WRITER_KEYS}
     return json.dumps(kept, sort_keys=True)

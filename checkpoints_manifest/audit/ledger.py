@@ -13,9 +13,12 @@ from checkpoints_manifest.audit.snapshot import Finding, RepoSnapshot
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.gitobjects import blob_id, commit_id, lfs_pointer, tree_id
 from checkpoints_manifest.manifest import Ledger, Record
+from checkpoints_manifest.published import COMMITS, LEDGER, parse_commits
+from checkpoints_manifest.verify import order_findings
 from data_pipeline.canonical import canonical_json, sha256_hex
 
-LEDGER = "manifest.jsonl"
+# Files of main that the ledger's checks read; the order's only where they are not large.
+SIDE_FILES = (LEDGER, COMMITS, "run/config.json", "run/order.log")
 _OWN_RECORD = "checkpoint_manifest.json"
 
 
@@ -51,7 +54,10 @@ def check_ledger(snapshot: RepoSnapshot) -> Iterator[Finding]:
             yield Finding("ledger", (name,), f"{name} is published, the ledger has no record of it")
         elif records:
             yield from _check_files(snapshot, name, by_step[step])
-    yield from _check_commits(snapshot)
+    if records:
+        yield from _check_order(snapshot, records)
+        yield from _check_published(snapshot, records)
+    yield from _check_local_commits(snapshot)
 
 
 def _check_files(snapshot: RepoSnapshot, name: str, record: Record) -> Iterator[Finding]:
@@ -73,7 +79,44 @@ def _check_files(snapshot: RepoSnapshot, name: str, record: Record) -> Iterator[
         )
 
 
-def _check_commits(snapshot: RepoSnapshot) -> Iterator[Finding]:
+def _check_order(snapshot: RepoSnapshot, records: list[Record]) -> Iterator[Finding]:
+    config, log = (snapshot.text("main", path) for path in SIDE_FILES[2:])
+    if config is not None and log is not None:
+        for message in order_findings(config, log, records, SIDE_FILES[2]):
+            yield Finding("ledger", ("main",), f"main: {message}")
+
+
+def _check_published(snapshot: RepoSnapshot, records: list[Record]) -> Iterator[Finding]:
+    """`commits.jsonl` against the ledger and the branches."""
+    text = snapshot.text("main", COMMITS)
+    if text is None:
+        return
+    try:
+        lines = parse_commits(text, records, COMMITS)
+    except CheckpointError as error:
+        yield Finding("ledger", ("main",), f"main: {error}")
+        return
+    for line in lines:
+        name = f"step{line.step}"
+        if name not in snapshot.revisions:
+            continue
+        if snapshot.commits.get(name, line.commit) != line.commit:
+            yield Finding(
+                "ledger", (name,),
+                f"{name}: {COMMITS} names commit {line.commit}, the branch is at "
+                f"{snapshot.commits[name]}",
+            )  # fmt: skip
+        stated = {f.path: (f.size, (f.sha256, f.blob)) for f in line.files}
+        served = snapshot.revisions[name]
+        for path in sorted({*stated, *served}):
+            if path not in stated or path not in served:
+                where = COMMITS if path in stated else "the revision"
+                yield Finding("ledger", (name,), f"{name}: {path} is in {where} only")
+            elif served[path][0] != stated[path][0] or served[path][1] not in stated[path][1]:
+                yield Finding("ledger", (name,), f"{name}: {path} is not the file of {COMMITS}")
+
+
+def _check_local_commits(snapshot: RepoSnapshot) -> Iterator[Finding]:
     """Commits of a local Hub carry name, files and parent in their id; others are not judged."""
     parent, local = None, False
     for number, name in enumerate(snapshot.steps):

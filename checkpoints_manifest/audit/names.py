@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from checkpoints_manifest.audit.snapshot import Finding, RepoSnapshot, signatures
 
-_STEP_LIKE = re.compile(r"(?i)(?:global[_-]?)?(?:step|checkpoint|ckpt|iter)s?[_-]?0*(\d+)\b.*")
+STEP_LIKE = re.compile(r"(?i)(?:global[_-]?)?(?:step|checkpoint|ckpt|iter)s?[_-]?0*(\d+)\b.*")
 # Branches that hold weights and are no step: `checkpoints` is where Tripod's steps are committed.
 _OTHER_BRANCHES = ("main", "master", "checkpoints")
 
@@ -23,7 +23,7 @@ def odd_names(snapshot: RepoSnapshot) -> Iterator[Finding]:
         if len(names) > 1:
             yield Finding("odd-name", tuple(names), f"{', '.join(names)} all name step {step}")
     for name in sorted(set(snapshot.revisions) - set(snapshot.steps)):
-        if _STEP_LIKE.fullmatch(name):
+        if STEP_LIKE.fullmatch(name):
             yield Finding(
                 "odd-name", (name,),
                 f"{name}: expected a name like the others', {snapshot.pattern}",

@@ -51,8 +51,10 @@ def declared(spec: str) -> Schedule:
             elif rule.startswith("every="):
                 every = {"every": int(rule.removeprefix("every="))}
                 steps.update(checkpoint_steps(every, int(limit)))
-            else:
+            elif part.isascii() and part.isdigit():
                 steps.add(int(part))
+            else:
+                raise ValueError(part)
         except ValueError as error:
             raise ValueError(
                 f"expected a schedule like 0,pow2<=512,every=1000<=143000 or one of "

@@ -1,6 +1,6 @@
 """Prints the table of docs/audit.md: which published faults the audit catches, and how.
 
-    python -m checkpoints_manifest.bench.audit_table
+python -m checkpoints_manifest.bench.audit_table
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ STEPS = checkpoint_steps(*KNOWN["pythia"])
 LAST = f"step{STEPS[-1]}"
 _SHARD_BYTES = 1 << 30
 Revisions = dict[str, dict[str, tuple[int, str]]]
-_SMALL = {
+_SMALL: dict[str, dict[str, object]] = {
     "config.json": {"model_type": "gpt_neox", "rotary_pct": 0.25, "vocab_size": 50304},
     "generation_config.json": {"bos_token_id": 0, "eos_token_id": 0},
     "tokenizer.json": {"model": {"type": "BPE"}},
@@ -124,7 +124,9 @@ def _broken_index() -> list[RepoSnapshot]:
 def _renamed() -> list[RepoSnapshot]:
     """Half as many, twice as large steps, renamed to those of the others; titles stayed."""
     (whole,) = edited(lambda r: None)
-    titles = {name: f"Upload step{int(name[4:]) // 2}" for name in whole.revisions if name != "main"}
+    titles = {
+        name: f"Upload step{int(name[4:]) // 2}" for name in whole.revisions if name != "main"
+    }
     return [replace(whole, titles={**titles, "step0": "Upload step0", "step1": "Upload step1"})]
 
 
@@ -197,7 +199,7 @@ FAULTS = {
         "step1000 is optimizer step 500", "pythia v0 model cards", _renamed, "renamed-step"
     ),
     "zeroed order file": _fault(
-        "the file that states the token order is zeros", "OLMo#837",
+        "the file that states the token order is zeros", "pythia#190 (most of it)",
         lambda: edited(
             lambda r: r["main"].update({"run/order.log": (_ZEROS, _sha256(bytes(_ZEROS)))})
         ),
@@ -210,7 +212,7 @@ FAULTS = {
     ),
     "broken shard index": _fault(
         "an index that names shards of another export", "seeded", _broken_index,
-        "unreadable-step", "config-drift",
+        "unreadable-step",
     ),
     "truncated weights": _fault(
         "a file that is a third shorter", "seeded",
