@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from checkpoints_manifest.audit.snapshot import Finding, RepoSnapshot
+from checkpoints_manifest.audit.snapshot import GONE, Finding, RepoSnapshot
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.gitobjects import blob_id, commit_id, lfs_pointer, tree_id
 from checkpoints_manifest.manifest import Ledger, Record
@@ -121,7 +121,8 @@ def _check_local_commits(snapshot: RepoSnapshot) -> Iterator[Finding]:
     parent, local = None, False
     for number, name in enumerate(snapshot.steps):
         files, stated = snapshot.revisions[name], snapshot.commits.get(name)
-        if stated is None or any("/" in path for path in files):
+        whole = all(size != GONE and "/" not in path for path, (size, _) in files.items())
+        if stated is None or not whole:
             return
         blobs = {
             path: digest if len(digest) == 40 else blob_id(lfs_pointer(digest, size))
