@@ -100,10 +100,19 @@ Branches can move; a commit of the table below cannot: give one as `revision` to
 
 
 def _checking(facts: CardFacts) -> str:
+    last, digest = facts.records[-1], facts.lines[-1].digest
+    order = last["order"]
+    rows = {
+        "last line of `commits.jsonl`, which covers every file of every step": digest,
+        "last record of the ledger (`manifest-v1`)": record_digest(last),
+        "weights root of the last step (`tensor-digest-v1`)": last["weights_root"],
+        f"chain of the token order (`{order['name']}`) after the last step": order["chain"],
+    }
+    table = "\n".join(f"| {name} | `{value}` |" for name, value in rows.items())
     return f"""## Check
 
 ```
-tripod pull {facts.repo_id} --steps all --to DIR --expect {facts.lines[-1].digest}
+tripod pull {facts.repo_id} --steps all --to DIR --expect {digest}
 ```
 
 downloads, and takes nothing whose bytes and tensors are not those of the ledger. The downloaders of
@@ -111,10 +120,7 @@ the Hub compare sizes only.
 
 | | |
 |---|---|
-| digest of `commits.jsonl`'s last line, which covers every file of every step | `{facts.lines[-1].digest}` |
-| digest of the ledger's last record (`manifest-v1`) | `{record_digest(facts.records[-1])}` |
-| weights root of the last step (`tensor-digest-v1`) | `{facts.records[-1]["weights_root"]}` |
-| token order (`{facts.records[-1]["order"]["name"]}`), chain after the last step | `{facts.records[-1]["order"]["chain"]}` |
+{table}
 
 `manifest.jsonl` is the run's chained ledger, `commits.jsonl` says which commit holds which step,
 `publication.json` lists the files of main, `run/` holds configuration, numerics, order and metrics.

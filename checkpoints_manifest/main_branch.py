@@ -1,4 +1,4 @@
-"""Files on the branch main of a repository: brought to a stated content by one commit, or by none."""
+"""Files on the branch main of a repository, brought to a stated content by one commit or none."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ seconds; nothing is done that would go over. What the Hub answers goes before wh
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,8 @@ class Pacer:
         self._limits, self._clock, self._sleep = dict(limits), clock, sleep
         self._done: dict[str, deque[float]] = {kind: deque() for kind in limits}
         self._not_before = clock()
+        # Downloads run in threads; who waits for a window makes the others wait behind it.
+        self._lock = threading.RLock()
 
     def seed(self, kind: str, ages: Iterable[float]) -> None:
         """Counts what an earlier process did: seconds since each action."""
@@ -57,10 +60,11 @@ class Pacer:
     def take(self, kind: str, count: int = 1) -> float:
         """Waits until `count` actions may be done, and counts them; returns the seconds waited."""
         waited = 0.0
-        while (seconds := self.delay(kind, count)) > 0:
-            self._sleep(seconds)
-            waited += seconds
-        self._done[kind].extend([self._clock()] * count)
+        with self._lock:
+            while (seconds := self.delay(kind, count)) > 0:
+                self._sleep(seconds)
+                waited += seconds
+            self._done[kind].extend([self._clock()] * count)
         return waited
 
     def back_off(self, seconds: float) -> None:
@@ -72,7 +76,7 @@ class Pacer:
         self._sleep(seconds)
 
     def eta(self, work: Mapping[str, int]) -> float:
-        """Seconds that the limits alone impose before the last of `work` (count by kind) is done."""
+        """Seconds that the limits impose before the last of `work` (count by kind) is done."""
         now = self._clock()
         longest = self._not_before - now
         for kind, count in work.items():

@@ -223,8 +223,8 @@ def _pending(records: Sequence[Record], state: Survey) -> list[Record]:
     pending = [record for record in records if record["step"] not in state.commits]
     if state.left_over is not None and not pending:
         raise CheckpointError(
-            f"commit {state.left_over} at the head of {BRANCH} is none of this run's steps: somebody "
-            "else wrote there. Publish to another repository"
+            f"commit {state.left_over} at the head of {BRANCH} is none of this run's steps: "
+            "somebody else wrote there. Publish to another repository"
         )
     return pending
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkpoints_manifest.main_branch import bring_main, differing
 from checkpoints_manifest.remote import Remote
-from checkpoints_manifest.run_files import LOGS, RunFiles
+from checkpoints_manifest.run_files import LOGS, ORDER_KEYS, RunFiles
 from data_pipeline.digests import chain_start
 
 
@@ -48,8 +48,8 @@ def dataset_files(run: RunFiles, repo_id: str, licence: str, directory: Path) ->
     files = {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file()}
     files |= {name: run.dataset / name for name in ("index.json", "tokenizer.json")}
     data = run.config["data"]
-    keys = ("index_digest", "seq_len", "batch_size", "order", "seed", "overlay")
-    leaves = run.dataset / "leaves" / f"{chain_start(*(data[key] for key in keys)).hex()}.log"
+    start = chain_start(*(data[key] for key in ORDER_KEYS))
+    leaves = run.dataset / "leaves" / f"{start.hex()}.log"
     if leaves.exists():
         files[f"leaves/{leaves.name}"] = leaves
     return files

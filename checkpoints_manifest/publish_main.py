@@ -1,4 +1,4 @@
-"""The files of main: the last step's, the ledger, where each step lies, the card, the run's logs."""
+"""The files of main: the last step's, ledger, where each step lies, card, the run's logs."""
 
 from __future__ import annotations
 

@@ -37,6 +37,11 @@ class FileFact:
     sha256: str
     blob: str
 
+    @property
+    def is_object(self) -> bool:
+        """Whether git holds a pointer, and the store of large files the bytes."""
+        return self.blob == blob_id(lfs_pointer(self.sha256, self.size))
+
     def is_on(self, remote: RemoteFile | None) -> bool:
         """Whether the Hub states the same file."""
         if remote is None or remote.size != self.size:

@@ -21,8 +21,14 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub import hf_hub_download, hf_hub_url
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     OfflineModeIsEnabled,
@@ -141,7 +147,10 @@ class Remote:
 
         def ask() -> list[tuple[str, datetime]]:
             items = self._listed("commits", revision)
-            return [(_commit_id(item["id"]), _date(item["date"])) for item in items][::-1]
+            found = [(_commit_id(item["id"]), _date(item["date"])) for item in items][::-1]
+            if not found:
+                raise ValueError("a branch has at least one commit")
+            return found
 
         return self._repeat(f"list the commits of {revision}", ask)
 
@@ -378,6 +387,8 @@ class Remote:
         for number, (page, _) in enumerate(listed):
             if number >= _MAX_PAGES:
                 raise ValueError(f"the list has more than {_MAX_PAGES:,} pages")
+            if not isinstance(page, list):
+                raise ValueError(f"expected a list, found {type(page).__name__}")
             yield from page
 
 

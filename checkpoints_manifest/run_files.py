@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.exclusive import exclusive
 from checkpoints_manifest.export import export_revision, link_or_copy
 from checkpoints_manifest.manifest import Record
 from checkpoints_manifest.store import MODEL, OPTIMIZER, STATE, checkpoint_dir, ledger_of
@@ -21,7 +21,8 @@ from data_pipeline.digests import chain_over, chain_start, split_leaves
 
 # Files of a run that a checker needs beside the checkpoints; in the model's repository, run/NAME.
 SIDE_FILES = ("config.json", "numerics.json", "environment.json", "order.log", "metrics.jsonl")
-# Logs that grow with batch size or hold wall times: in the dataset's repository.
+ORDER_KEYS = ("index_digest", "seq_len", "batch_size", "order", "seed", "overlay")
+# Logs that grow with batch size or hold wall times too: in the dataset's repository.
 LOGS = ("order.log", "metrics.jsonl", "sequence_loss.f32", "timing.jsonl")
 
 
@@ -56,10 +57,10 @@ class RunFiles:
         records = ledger_of(directory).records()
         if not records:
             raise CheckpointError(f"{directory} holds no checkpoint; train the run first")
-        _check_side_files(directory, records[-1])
+        check_side_files(directory, records[-1])
+        config = read_config(directory)
+        check_logs(directory, config, records[-1])
         try:
-            config = json.loads((directory / "config.json").read_bytes())
-            check_logs(directory, config, records[-1])
             # As `suite` resolves it: relative to the directory that holds the run.
             dataset = (directory.parent / config["data"]["dir"]).resolve()
             raw = (dataset / "index.json").read_bytes()
@@ -123,14 +124,7 @@ class RunFiles:
         Raises:
             CheckpointError: another process publishes this run.
         """
-        with (self.directory / "publish.lock").open("ab") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(
-                    f"{self.directory} is being published by another process; wait for it or "
-                    "stop it"
-                ) from None
+        with exclusive(self.directory / "publish.lock", f"publishes {self.directory}"):
             for left in self.directory.glob(".publish-*"):
                 shutil.rmtree(left)
             yield
@@ -142,12 +136,17 @@ def check_logs(directory: Path, config: Mapping[str, Any], record: Record) -> No
     Raises:
         CheckpointError: they are not those that the record was made from.
     """
-    step, data = record["step"], config["data"]
-    keys = ("index_digest", "seq_len", "batch_size", "order", "seed", "overlay")
+    step = record["step"]
+    try:
+        start = chain_start(*(config["data"][key] for key in ORDER_KEYS))
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory / 'config.json'} does not name the token order: {error!r}"
+        ) from error
     order = (directory / "order.log").read_bytes()[: 32 * step]
     lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:step]
     whole = len(order) == 32 * step and len(lines) == step
-    chain = chain_over(chain_start(*(data[k] for k in keys)), split_leaves(order)) if whole else b""
+    chain = chain_over(start, split_leaves(order)) if whole else b""
     for name, expected, found in (
         ("order.log", record["order"]["chain"], chain.hex()),
         ("metrics.jsonl", record["metrics"], sha256_hex(b"".join(lines))),
@@ -159,7 +158,27 @@ def check_logs(directory: Path, config: Mapping[str, Any], record: Record) -> No
             )
 
 
-def _check_side_files(directory: Path, record: Record) -> None:
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """`config.json` of a run.
+
+    Raises:
+        CheckpointError: it is not a JSON object.
+    """
+    try:
+        found = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{directory / 'config.json'} is not a JSON object")
+    return found
+
+
+def check_side_files(directory: Path, record: Record) -> None:
+    """The run's side files are there, and those of a record.
+
+    Raises:
+        CheckpointError: one is missing or differs.
+    """
     for name in SIDE_FILES:
         path = directory / name
         if not path.is_file():

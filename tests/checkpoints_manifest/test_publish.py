@@ -481,7 +481,9 @@ def child(hub, run_dir, home):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", KILLS)
-def test_a_killed_publisher_run_again_ends_in_the_same_refs(hub, two_steps, tmp_path, place, wanted):  # noqa: F811
+def test_a_killed_publisher_run_again_ends_in_the_same_refs(
+    hub, two_steps, tmp_path, place, wanted
+):  # noqa: F811
     method, path, skip, when = KILLS[place]
     started = []
 
@@ -516,7 +518,13 @@ def test_the_dataset_repository_holds_index_order_and_logs(hub, run_dir):  # noq
     tree = hub.repository("dataset", "org/toy-data").tree(commit)
     logs = {f"runs/toy-1/{name}" for name in LOGS}
     (leaves,) = (name for name in tree if name.startswith("leaves/"))
-    assert set(tree) == logs | {leaves, "index.json", "tokenizer.json", "README.md", ".gitattributes"}
+    assert set(tree) == logs | {
+        leaves,
+        "index.json",
+        "tokenizer.json",
+        "README.md",
+        ".gitattributes",
+    }
     assert tree["runs/toy-1/sequence_loss.f32"].size == 4 * 2 * 4
     assert publish_dataset(run, data, "mit", private=False) == commit
     assert dataset_changes(run, data, "mit") == []

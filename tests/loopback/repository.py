@@ -27,13 +27,15 @@ class Entry:
 
 
 class Repository:
-    """Refs, trees and commits; every change is under `lock`."""
+    """Refs, trees and commits of the repository at a path, made where there is none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
         self._trees: dict[str, dict[str, Entry]] = {}
         self._histories: dict[str, list[tuple[str, str, str]]] = {}
+        if path.exists():
+            return
         path.mkdir(parents=True)
         self.git("init", "-q", "--bare", "--initial-branch=main", ".")
         self.commit("main", {".gitattributes": INITIAL_ATTRIBUTES}, (), "initial commit")
@@ -113,7 +115,9 @@ class Repository:
             for number, data in enumerate(files.values()):
                 Path(scratch, str(number)).write_bytes(data)
             named = "".join(f"{scratch}/{number}\n" for number in range(len(files)))
-            made = self.git("hash-object", "-w", "--no-filters", "--stdin-paths", data=named.encode())
+            made = self.git(
+                "hash-object", "-w", "--no-filters", "--stdin-paths", data=named.encode()
+            )
             blobs = made.decode().split()
             lines += [f"100644 {b}\t{path}" for b, path in zip(blobs, files, strict=True)]
             data = "".join(f"{line}\0" for line in lines).encode()

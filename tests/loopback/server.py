@@ -36,7 +36,7 @@ def _json(value: object, **headers: str) -> Answer:
 
 
 class LoopbackHub:
-    """A Hub in this process; a context manager.
+    """A Hub in this process; a context manager. What lies at `root` is served again.
 
     Attributes:
         endpoint: what clients take for HF_ENDPOINT.
@@ -62,6 +62,10 @@ class LoopbackHub:
 
     def __enter__(self) -> "LoopbackHub":
         (self.root / "objects").mkdir(parents=True, exist_ok=True)
+        for kind in ("model", "dataset"):
+            for path in (self.root / f"{kind}s").glob("*/*.git"):
+                name = f"{path.parent.name}/{path.name.removesuffix('.git')}"
+                self.repositories[kind, name] = Repository(path)
         self._thread.start()
         return self
 
