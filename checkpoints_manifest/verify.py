@@ -2,8 +2,9 @@
 
 Levels, each with everything before it:
 
-- `metadata`: the ledger (schema, canonical form, chain); every file there with its size; each
-  checkpoint's own manifest.json; the newest record's digests of configuration and numerics;
+- `metadata`: the ledger (schema, canonical form, chain, changes of numerics stated); every file
+  there with its size; each checkpoint's own manifest.json; the newest record's digests of
+  configuration and numerics;
 - `bytes`: sha256 of every file;
 - `tensors`: roots of weights and moments;
 - `chain`: token order against config.json and order.log, tokens, the metrics log up to each step.
@@ -26,6 +27,11 @@ from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.manifest import Record
+from checkpoints_manifest.numerics_breaks import (
+    change_findings,
+    describe_change,
+    stated_changes,
+)
 from checkpoints_manifest.store import (
     FILE_LEVELS,
     checkpoint_dir,
@@ -42,10 +48,14 @@ _LEAF = 32
 
 @dataclass(frozen=True)
 class Report:
-    """How many checkpoints were looked at, and what was found wrong, first divergence first."""
+    """How many checkpoints were looked at, and what was found wrong, first divergence first.
+
+    `notes` say what is as it should be and good to know: accepted changes of numerics.
+    """
 
     checkpoints: int
     findings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def verify_checkpoints(run_dir: Path, level: str = "chain", jobs: int | None = None) -> Report:
@@ -77,8 +87,10 @@ def verify_checkpoints(run_dir: Path, level: str = "chain", jobs: int | None = N
     if level == "chain":
         findings += _check_order(run_dir, records)
         findings += _check_metrics(run_dir, records)
+    findings += change_findings(records)
     findings += _check_side_files(run_dir, records)
-    return Report(len(records), tuple(findings))
+    notes = tuple(map(describe_change, stated_changes(records)))
+    return Report(len(records), tuple(findings), notes)
 
 
 def check_level(level: str) -> None:

@@ -272,6 +272,23 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     return typing.cast(Any, kind)(**built)
 
 
+T = typing.TypeVar("T")
+
+
+def build(kind: type[T], value: Mapping[str, Any], path: str) -> T:
+    """Builds a nested dataclass of this style from plain mappings.
+
+    Args:
+        kind: the dataclass.
+        value: its keys.
+        path: dotted path of the group, for messages.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of another type, named with its path.
+    """
+    return typing.cast(T, _build(kind, value, path))
+
+
 def _convert(kind: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):

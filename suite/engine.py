@@ -2,14 +2,14 @@
 
 One forward and backward handles one quantum of q consecutive sequences, so shapes, and with them
 kernels, never depend on the hardware split. A rank owns a contiguous block of quanta; any
-assignment gives the same bits. Specification: docs/spec/exact-step.md.
+assignment (`suite.assignment`) gives the same bits. Specification: docs/spec/exact-step.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch import nn
 from checkpoints_manifest.names import canonical_parameters
 from data_pipeline.digests import sequence_digests
 from suite.adamw import Moments, adamw_v1
+from suite.assignment import Assignment, contiguous
 from suite.comm import Group
 from suite.config import RunConfig
 from suite.gradient_digest import gradient_digest
 from suite.layout import flatten_parameters, make_layout
 from suite.models import build_model
+from suite.noise import QuantumMeter
 from suite.norm import chunk_sums, norm_from_chunks
 from suite.quantise import SCALE_BITS, NonFiniteGradientError, range_limit, verified_quantiser
 
@@ -37,7 +39,8 @@ class StepResult:
 
     `loss` is the mean over the batch in nats per token, `sequence_losses` its B terms (fp32 array),
     `sequence_digests` the digests of the ids that were fed to the model, in row order, `gradient`
-    the `gradient-digest-v1` of the reduced gradient before clipping.
+    the `gradient-digest-v1` of the reduced gradient before clipping, `quantum_squares` the squared
+    gradient norm of each quantum (fp64 [V]; empty where the engine does not measure it).
     """
 
     loss: float
@@ -46,6 +49,7 @@ class StepResult:
     grad_norm: float
     clip_coef: float
     gradient: str
+    quantum_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def sequence_nll(model: nn.Module, ids_BT: torch.Tensor, precision: str) -> torch.Tensor:
@@ -84,7 +88,9 @@ class ExactEngine:
         self.weights = self.flat[low : low + self.layout.shard]
         self.moments = Moments(torch.zeros_like(self.weights), torch.zeros_like(self.weights))
         self._decayed = self.layout.decayed_spans(group.rank)
-        self._quantise, self.quantiser_name = verified_quantiser(self.flat.device)
+        quantise, self.quantiser_name = verified_quantiser(self.flat.device)
+        self._quantise = self._meter = QuantumMeter(quantise)
+        self.assignment: Assignment = contiguous
         self._accumulator = torch.zeros(self.layout.padded, dtype=torch.int64)
         self._limit = range_limit(config.num_quanta)
 
@@ -96,25 +102,27 @@ class ExactEngine:
         """
         config, group = self.config, self.group
         quantum, rows = config.numerics.quantum, config.data.batch_size
-        # Slots per row: loss; and one flag for values that fixed64-v1 cannot hold. Disjoint, so the
-        # sum is exact.
-        slots = torch.zeros(rows + 1, dtype=torch.float64)
+        count = config.num_quanta
+        # Slots per row: loss; per quantum: how many values fixed64-v1 cannot hold, and the squared
+        # gradient norm. Disjoint, so the sum is exact.
+        slots = torch.zeros(rows + 2 * count, dtype=torch.float64)
         digests = torch.zeros(rows, 32, dtype=torch.uint8)
         self._accumulator.zero_()
-        for index in quanta_of(group.rank, group.world, config.num_quanta):
+        for index in self.assignment(update - 1, group.rank, group.world, count):
             first = index * quantum
             ids = torch.from_numpy(read(first, first + quantum))
             losses, bad = self._backward(ids)
             slots[first : first + quantum] = losses.double()
-            slots[rows] += bad
+            slots[rows + index] = bad
+            slots[rows + count + index] = self._meter.take()
             fed = b"".join(sequence_digests(ids.numpy()))
             digests[first : first + quantum] = torch.frombuffer(
                 bytearray(fed), dtype=torch.uint8
             ).view(quantum, 32)
         slots, digests = group.fill_slots(slots), group.fill_slots(digests)
-        row_losses = slots[:rows].numpy()
-        if slots[rows] or not np.isfinite(row_losses).all():
-            raise NonFiniteGradientError(_non_finite(update, row_losses, int(slots[rows])))
+        row_losses, bad_values, squares = np.split(slots.numpy(), [rows, rows + count])
+        if bad_values.any() or not np.isfinite(row_losses).all():
+            raise non_finite(update, row_losses, bad_values)
         norm, coef, gradient = self._update(update, lr)
         return StepResult(
             loss=sum(row_losses.tolist()) / rows,
@@ -123,6 +131,7 @@ class ExactEngine:
             grad_norm=norm,
             clip_coef=coef,
             gradient=gradient,
+            quantum_squares=squares,
         )
 
     def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -188,15 +197,27 @@ class ExactEngine:
 
 def quanta_of(rank: int, world: int, num_quanta: int) -> range:
     """The contiguous block of quanta that a rank computes; blocks differ by at most one quantum."""
-    return range(rank * num_quanta // world, (rank + 1) * num_quanta // world)
+    return contiguous(0, rank, world, num_quanta)
 
 
-def _non_finite(update: int, row_losses: np.ndarray, bad: int) -> str:
+def non_finite(
+    update: int, row_losses: np.ndarray, bad_values: np.ndarray
+) -> NonFiniteGradientError:
+    """The refusal of a step, with the rows to look at.
+
+    Args:
+        update: 1-based.
+        row_losses: [B].
+        bad_values: gradient values of each quantum that cannot be held, [V].
+    """
     rows = np.flatnonzero(~np.isfinite(row_losses)).tolist()
-    return (
-        f"update {update}: {bad} gradient values are NaN, Inf or beyond the range of fixed64-v1; "
-        f"rows with a non-finite "
-        f"loss: {rows or 'none'}. Nothing was updated. Look at the batch with `tripod batch RUN "
-        f"--step {update - 1}`, "
-        "then lower the learning rate or mend the data in a new run"
+    quanta = np.flatnonzero(bad_values)
+    size = len(row_losses) // len(bad_values)
+    text = (
+        f"update {update}: {int(bad_values.sum())} gradient values are NaN, Inf or beyond the "
+        f"range of fixed64-v1, in quanta {quanta.tolist() or 'none'}; rows with a non-finite loss: "
+        f"{rows or 'none'}. Nothing was updated. Look at the batch with `tripod batch RUN --step "
+        f"{update - 1}`, then lower the learning rate or mend the data in a new run"
     )
+    blamed = rows or [int(q) * size + row for q in quanta for row in range(size)]
+    return NonFiniteGradientError(text, blamed)
