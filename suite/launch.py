@@ -120,60 +120,64 @@ def launch(
     operation = dataclasses.replace(operation or Operation(), accept=accept)
     prepare(config, run_dir, operation)
     ranks = min(ranks or operation.ranks or default_ranks(), config.num_quanta)
-    failure, log = run_dir / "failure.txt", run_dir / "train.log"
-    failure.unlink(missing_ok=True)
+    (run_dir / "failure.txt").unlink(missing_ok=True)
     clear_mark(run_dir)
-    start, killed_before = log.stat().st_size if log.exists() else 0, oom_kills()
-    name = config.rung.name
+    log, killed_before = run_dir / "train.log", oom_kills()
     with log.open("ab") as stderr:
-        launched = secrets.token_hex(8)
+        start, launched = stderr.tell(), secrets.token_hex(8)
         process = subprocess.Popen(
             worker_command(run_dir, ranks),
             env={**profile_environment(config.numerics.profile), LAUNCH_VARIABLE: launched},
             stderr=stderr,
             preexec_fn=die_with_parent,
         )
-        asked, hanging = _supervise(process, run_dir, launched, ranks, operation.hang_seconds)
+        hanging = _supervise(process, run_dir, launched, ranks, operation.hang_seconds)
     if process.returncode == 0:
         return
-    output = log.read_bytes()[start:].decode(errors="replace")
-    step = marked_step(run_dir)
-    if step is not None:
+    if (step := marked_step(run_dir)) is not None:
         raise RunInterruptedError(
-            f"{name} was asked to stop and is saved at step {step}; the same command carries on"
+            f"{config.rung.name} was asked to stop and is saved at step {step}; the same command "
+            "carries on"
         )
-    if hanging is not None:
-        failure.write_text(f"{hanging}\n")
-    elif not failure.exists() and (killed := killed_ranks(output)):
-        failure.write_text(killed_reason(killed, oom_kills() - killed_before) + "\n")
-    elif asked and not failure.exists():
-        raise RunInterruptedError(f"{name} was asked to stop while it started; nothing was trained")
-    reason = failure.read_text() if failure.exists() else _tail(output)
-    raise RunFailedError(f"{name} stopped: {reason.strip()}\n(full output: {log})")
+    output = log.read_bytes()[start:].decode(errors="replace")
+    reason = hanging or _reason(run_dir, output, oom_kills() - killed_before)
+    raise RunFailedError(f"{config.rung.name} stopped: {reason}\n(full output: {log})")
+
+
+def _reason(run_dir: Path, output: str, killed_for_memory: int) -> str:
+    """Why the ranks failed; what a rank could not say itself is left in `failure.txt` too."""
+    failure = run_dir / "failure.txt"
+    if killed := killed_ranks(output):
+        # What the others said is no more than that this one was gone.
+        failure.write_text(killed_reason(killed, killed_for_memory) + "\n")
+    return failure.read_text().strip() if failure.exists() else _tail(output)
 
 
 def _supervise(
     process: subprocess.Popen[bytes], run_dir: Path, launched: str, ranks: int, patience: float
-) -> tuple[bool, str | None]:
+) -> str | None:
     """Waits for the ranks; passes signals on to them, and ends them where one hangs.
 
     Returns:
-        (whether this process was asked to stop, which rank hung).
+        Which rank hung; None where none did.
     """
     asked, told, hanging, started = StopRequest(), set[int](), None, time.time()
     with passing_on(asked.note), _ended_on_error(process):
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_LOOK_SECONDS)
-                return asked.asked, hanging
+                return hanging
             beats = read_beats(run_dir, launched)
             if asked.asked:
                 # Only the ranks: torchrun would give them thirty seconds and then kill them.
                 told |= _signal({b.pid for b in beats.values()} - told, signal.SIGTERM)
-            hanging = hanging or hung(beats, ranks, started, time.time(), patience)
+            hanging = hung(beats, ranks, started, time.time(), patience)
             if hanging is not None:
+                (run_dir / "failure.txt").write_text(f"{hanging}\n")
                 _signal({beat.pid for beat in beats.values()}, signal.SIGKILL)
                 process.kill()
+                process.wait()
+                return hanging
 
 
 @contextlib.contextmanager

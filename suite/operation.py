@@ -17,6 +17,7 @@ from data_pipeline.canonical import canonical_json
 from data_pipeline.durable import write_bytes
 from suite.assignment import ASSIGNMENTS
 from suite.config import ConfigError, build
+from suite.watchdog import START_FACTOR
 
 _FILE = "operation.json"
 
@@ -46,7 +47,7 @@ class Operation:
     Args:
         ranks: ranks on this machine; null: one per core.
         recovery: see `RecoveryPlan`.
-        hang_seconds: a rank without a sign of life for so long is taken for hung.
+        hang_seconds: ranks without a sign of life for so long are taken for hung.
         assignment: which rank computes which quanta; see `suite.assignment`. All give the same
             bits: another than `contiguous` is for tests and benchmarks of just that.
         accept: changes that the user accepts by name at this start: "numerics" for another
@@ -55,7 +56,7 @@ class Operation:
 
     ranks: int | None = None
     recovery: RecoveryPlan = field(default_factory=RecoveryPlan)
-    hang_seconds: int = 1800
+    hang_seconds: int = 600
     assignment: str = "contiguous"
     accept: tuple[str, ...] = ()
 
@@ -70,6 +71,13 @@ class Operation:
                 f"hardware.assignment={self.assignment!r} is not known; allowed: "
                 f"{', '.join(ASSIGNMENTS)}"
             )
+
+    def collective_seconds(self, watched: bool) -> int:
+        """How long a collective waits for a rank.
+
+        Where a launcher watches, longer than it does (its start included): it can name the rank.
+        """
+        return self.hang_seconds * (2 + START_FACTOR if watched else 3)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Operation:

@@ -21,13 +21,14 @@ def verify_kind(kind: str, run_dirs: list[Path]) -> Verdict:
 
 
 def _checkpoints(run_dirs: list[Path]) -> Verdict:
-    failures, total = [], 0
+    failures, notes, total = [], [], 0
     for run_dir in run_dirs:
         report = verify_checkpoints(run_dir)
         total += report.checkpoints
         failures += [f"{run_dir.name}: {finding}" for finding in report.findings]
+        notes += [f"{run_dir.name}: stated break {note}" for note in report.notes]
     detail = f"{total} checkpoints: every file, tensor root, ledger link and order chain recomputed"
-    return Verdict("checkpoints", tuple(failures), detail)
+    return Verdict("checkpoints", tuple(failures), "; ".join([detail, *notes]))
 
 
 def verify_all(run_dirs: list[Path], kinds: tuple[str, ...] = KINDS) -> list[Verdict]:

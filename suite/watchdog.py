@@ -1,8 +1,10 @@
 """Tells a hung rank from those that wait for it, by their heartbeats.
 
 A group is taken for hung when no rank of it has shown a sign of life for `hang_seconds`: as long as
-one still computes, the others wait for it. To blame is a rank that never reported; else the ranks
-that are not waiting in a collective, at the earliest step. Where all of them wait, the network is.
+one still computes, the others wait for it. Before the first step, while data is verified and state
+is read, and while a rank saves, patience is `START_FACTOR` times as long. To blame is a rank that never reported, has died
+or is stopped; else the ranks that do not wait in a collective, at the earliest step. Where all of
+them wait, the network is.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from suite.heartbeat import Beat
 
+START_FACTOR = 10
 _STATES = {
     "T": "is stopped (SIGSTOP or a debugger)",
     "t": "is stopped (SIGSTOP or a debugger)",
@@ -35,7 +38,9 @@ def hung(
     """
     newest = max((beat.time for beat in beats.values()), default=started)
     silence = now - max(newest, started)
-    if silence < patience:
+    phases = {beat.phase for beat in beats.values()}
+    slow = phases <= {"start"} or "save" in phases
+    if silence < patience * (START_FACTOR if slow else 1):
         return None
     missing = sorted(set(range(world)) - set(beats))
     if missing:
@@ -54,9 +59,10 @@ def hung(
 
 
 def blamed(beats: Mapping[int, Beat]) -> list[Beat]:
-    """The ranks that the others wait for: not in a collective themselves, at the earliest step."""
-    busy = [beat for beat in beats.values() if beat.phase not in ("exchange", "done")]
-    stopped = [beat for beat in busy if process_state(beat) in _STATES]
+    """The ranks that the others wait for: gone or stopped; else computing, and furthest back."""
+    here = [beat for beat in beats.values() if beat.phase != "done"]
+    stopped = [beat for beat in here if process_state(beat) in ("T", "t", "Z")]
+    busy = [beat for beat in here if beat.phase != "exchange"]
     first = min((beat.step for beat in busy), default=0)
     return stopped or [beat for beat in busy if beat.step == first]
 
@@ -80,6 +86,7 @@ def _describe(beat: Beat, now: float) -> str:
         "compute": f"in quantum {beat.quanta} of its share of step {beat.step}",
         "save": f"while it saved the checkpoint of step {beat.step}",
         "start": "while it started",
+        "exchange": f"while the ranks exchanged the results of step {beat.step}",
     }.get(beat.phase, f"in {beat.phase}")
     state = _STATES.get(process_state(beat))
     return (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from suite.comm import Group, join_group
 from suite.config import RunConfig
 from suite.engine import ExactEngine, Reader
 from suite.failures import leave_reason
-from suite.heartbeat import Heartbeat
+from suite.heartbeat import LAUNCH_VARIABLE, Heartbeat
 from suite.launch import die_with_parent
 from suite.numerics import apply_determinism
 from suite.operation import Operation
@@ -55,6 +56,8 @@ def train(
     engine = ExactEngine(config, group)
     engine.assignment = ASSIGNMENTS[operation.assignment]
     position = prepare_run(config, run_dir, group, engine.quantiser_name, operation.accept)
+    if group.rank == 0:
+        announce(config.rung.name, position)
     if (state := position.load()) is not None:
         engine.load_state(*state)
     reader = Reading.of_run(run_dir).reader()
@@ -84,6 +87,15 @@ def train(
     group.barrier()
     heart.beat("done")
     return step
+
+
+def announce(rung: str, position: Position) -> None:
+    """Says where a run continues, and what was mended or passed over on the way."""
+    for note in position.notes:
+        print(f"{rung}: {note}", flush=True)
+    if not position.fresh and position.directory is not None:
+        kind = position.directory.parent.name
+        print(f"{rung}: continues from {kind}/step{position.step}", flush=True)
 
 
 def rows_of(reader: BatchReader, step: int, heart: Heartbeat) -> Reader:
@@ -127,8 +139,8 @@ def main() -> int:
     operation = Operation.read(run_dir)
     apply_determinism()
     try:
-        # The launcher's watchdog must speak first: it can name the rank that hangs.
-        group = join_group(timeout_s=2 * operation.hang_seconds)
+        watched = LAUNCH_VARIABLE in os.environ
+        group = join_group(operation.collective_seconds(watched))
         step = train(config, run_dir, group, operation, stop)
     except Exception as error:
         # The other ranks are stopped by torchrun; the first to fail says why.

@@ -6,6 +6,7 @@ test can kill it or send it a signal.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from suite.config import RunConfig
 from suite.data import build
+from suite.heartbeat import read_beats
 from suite.launch import RunFailedError, launch
 from suite.operation import Operation
 from suite.signals import INTERRUPTED, RunInterruptedError
@@ -64,6 +66,7 @@ def tiny_config(suite_dir, *overrides):
 
 def start(run_dir, ranks, *overrides, **operation):
     """Starts a run in a process of its own."""
+    shutil.rmtree(run_dir / "heartbeat", ignore_errors=True)
     return subprocess.Popen(
         [
             sys.executable, "-m", "tests.suite.tiny_runs", str(run_dir), str(ranks),
@@ -85,8 +88,8 @@ def train(run_dir, ranks, *overrides, **operation):
 
 
 def steps_done(run_dir):
-    path = run_dir / "order.log"
-    return path.stat().st_size // 32 if path.exists() else 0
+    """Updates done, by the heartbeats of the newest start."""
+    return max((beat.step for beat in read_beats(run_dir).values()), default=0)
 
 
 def wait_until(condition, process, seconds=120):
@@ -98,16 +101,15 @@ def wait_until(condition, process, seconds=120):
     return process.poll() is None
 
 
-def kill(process):
+def kill(process, run_dir):
+    """Kills the launcher alone; the kernel must take torchrun and the ranks along."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
-
-
-def ranks_alive(run_dir):
-    """Processes of the newest start that are still there."""
-    from suite.heartbeat import read_beats
-
-    return [b.pid for b in read_beats(run_dir).values() if Path(f"/proc/{b.pid}").exists()]
+    pids = [beat.pid for beat in read_beats(run_dir).values()]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "ranks outlived their launcher"
+        time.sleep(0.05)
 
 
 def differing_files(one, other):
