@@ -2,9 +2,9 @@
 
 A group is taken for hung when no rank of it has shown a sign of life for `hang_seconds`: as long as
 one still computes, the others wait for it. Before the first step, while data is verified and state
-is read, and while a rank saves, patience is `START_FACTOR` times as long. To blame is a rank that never reported, has died
-or is stopped; else the ranks that do not wait in a collective, at the earliest step. Where all of
-them wait, the network is.
+is read, and while a rank saves, patience is `START_FACTOR` times as long. To blame is a rank that
+never reported, has died or is stopped; else the ranks that do not wait in a collective, at the
+earliest step. Where all of them wait, the network is.
 """
 
 from __future__ import annotations
