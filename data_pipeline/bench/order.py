@@ -4,11 +4,14 @@ python -m data_pipeline.bench.order          (about a minute)
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +48,20 @@ def _bulk(rounds: int) -> None:
     rows = []
     for sequences in (_PYTHIA, 488_281_250, (1 << 30) + 1):
         order = OrderV1(sequences, "00" * 32, 0)
-        places = iter(range(10**9))
-        found = interleaved(
-            {
-                "bulk": lambda order=order: order.sequences(0, count),  # type: ignore[misc]
-                "step": lambda order=order: [  # type: ignore[misc]
-                    order.step_sequences(next(places), _BATCH) for _ in range(20)
-                ],
-            },
-            rounds,
-        )
-        step = found["step"][0] / 20
-        rows.append([f"{sequences:,}", f"{count / found['bulk'][0] / 1e6:.1f}", f"{step * 1e3:.3f}"])
+        sides: dict[str, Callable[[], object]] = {
+            "bulk": partial(order.sequences, 0, count),
+            "steps": partial(_next_steps, order, itertools.count()),
+        }
+        found = interleaved(sides, rounds)
+        speed, step = count / found["bulk"][0] / 1e6, found["steps"][0] / 20
+        rows.append([f"{sequences:,}", f"{speed:.1f}", f"{step * 1e3:.3f}"])
     print(table(["sequences N", "M positions/s", f"ms per step of {_BATCH}"], rows), "\n")
+
+
+def _next_steps(order: OrderV1, steps: Iterator[int]) -> None:
+    """Twenty steps that were not asked for before."""
+    for step in itertools.islice(steps, 20):
+        order.step_sequences(step, _BATCH)
 
 
 def _resume(rounds: int) -> None:
@@ -82,7 +86,9 @@ def _resume(rounds: int) -> None:
     start = time.perf_counter()
     np.random.RandomState(1234).shuffle(np.arange(_PYTHIA // 10, dtype=np.uint32))
     shuffle = time.perf_counter() - start
-    rows.append(["NeoX, sample shuffle of a tenth of the Pile, before that", f"{shuffle * 1e3:.0f}"])
+    rows.append(
+        ["NeoX, sample shuffle of a tenth of the Pile, before that", f"{shuffle * 1e3:.0f}"]
+    )
     print(table(["from nothing to the sequences of a step", "ms"], rows), "\n")
 
 
