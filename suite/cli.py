@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from data_pipeline import cli_overlays, cli_proofs
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -50,14 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*")
 
     sub = add(
-        "verify",
-        _verify,
-        "recompute and compare; names the first divergence",
-        "verify order runs/nano",
+        "verify all", _verify, "order, checkpoints and labels, recomputed", "verify all runs/nano"
     )
-    sub.add_argument("kind", choices=["order", "checkpoints", "labels", "all"])
-    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
-    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    _add_verify_arguments(sub)
+    for kind, text in (
+        ("checkpoints", "recompute every file digest, tensor root, ledger link and chain"),
+        ("labels", "checkpoint N's loss on the next batch is what the trainer logged"),
+    ):
+        _add_verify_arguments(add(f"verify {kind}", _verify, text, f"verify {kind} runs/nano"))
+    cli_proofs.add_commands(add)
+    cli_overlays.add_commands(add)
 
     sub = add("data", _data, "build or verify a dataset directory", "data verify runs/nano/data")
     sub.add_argument("action", choices=["build", "verify"])
@@ -86,6 +89,31 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, required=True, help="a step in the ledger")
 
     sub = add(
+        "replay",
+        _replay,
+        "recompute steps from a checkpoint and compare every digest on the way",
+        "replay runs/nano/nano-1m --from 64 --to 128",
+    )
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--from", type=int, dest="first", help="a step with a checkpoint")
+    sub.add_argument("--to", type=int, dest="last", help="any later step that was trained")
+    sub.add_argument(
+        "--spot-check", type=int, metavar="K", help="replay K segments drawn by --seed"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="names the draw (default: 0)")
+    sub.add_argument("--ranks", type=int, default=1, help="ranks that compute; changes no bit")
+
+    sub = add(
+        "checkpoint",
+        _checkpoint,
+        "any step of a run, recomputed where it was never saved; the local Hub gets it too",
+        "checkpoint runs/nano/nano-1m --step 77",
+    )
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--step", type=int, required=True)
+    sub.add_argument("--ranks", type=int, default=1, help="ranks that compute; changes no bit")
+
+    sub = add(
         "publish", _publish, "write every checkpoint to the suite's local Hub", "publish runs/nano"
     )
     sub.add_argument("path", type=Path)
@@ -103,6 +131,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--rung", default="nano-1m")
     sub.add_argument("--rounds", type=int, default=5)
     return parser
+
+
+def _add_verify_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
+    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -160,7 +193,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from suite.verify import KINDS, run_dirs_of, verify_all, verify_kind
 
     run_dirs = [run for path in arguments.paths for run in run_dirs_of(path)]
-    kinds = KINDS if arguments.kind == "all" else (arguments.kind,)
+    kind = arguments.subcommand
+    kinds = KINDS if kind == "all" else (kind,)
     if not arguments.json:
         return 0 if all(v.ok for v in verify_all(run_dirs, kinds)) else 1
     verdicts = [verify_kind(kind, run_dirs) for kind in kinds]
@@ -229,6 +263,31 @@ def _rewind(arguments: argparse.Namespace) -> int:
     lock_run(arguments.run_dir)
     aside = rewind(arguments.run_dir, arguments.step)
     print(f"{arguments.run_dir.name} stands at step {arguments.step}; later checkpoints: {aside}")
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from suite.replay import random_segments, replay, segment_of
+
+    run_dir, count = arguments.run_dir, arguments.spot_check
+    if count is None:
+        segments = [segment_of(run_dir, arguments.first, arguments.last)]
+    elif arguments.first is None and arguments.last is None:
+        segments = random_segments(run_dir, count, arguments.seed)
+    else:
+        raise ValueError("--spot-check draws its own segments; leave --from and --to out")
+    verdict = replay(run_dir, segments, arguments.ranks)
+    print(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.detail}")
+    for failure in verdict.failures:
+        print(f"     {failure}")
+    return 0 if verdict.ok else 1
+
+
+def _checkpoint(arguments: argparse.Namespace) -> int:
+    from suite.any_step import checkpoint_at
+
+    directory, new = checkpoint_at(arguments.run_dir, arguments.step, arguments.ranks)
+    print(f"step {arguments.step}: {directory}" + (" (recomputed)" if new else ""))
     return 0
 
 

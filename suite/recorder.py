@@ -39,6 +39,7 @@ def metrics_line(update: int, tokens: int, lr: float, result: StepResult) -> byt
         "grad_norm": result.grad_norm,
         "clip_coef": result.clip_coef,
         "lr": lr,
+        "gradient": result.gradient,
     }
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
