@@ -1,4 +1,4 @@
-"""Recipe to dataset, and dataset to the digests that training will be checked against.
+"""Recipe to dataset.
 
 Guarantees: equal recipes and equal sources give byte-identical datasets, whatever the number of
 workers or threads. The result appears under its name complete or not at all; a killed build leaves
@@ -8,7 +8,6 @@ nothing that a reader could take for a dataset, and the next build clears it awa
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -22,21 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.batches import BatchReader
 from data_pipeline.canonical import sha256_hex
-from data_pipeline.digests import (
-    DIGEST_BYTES,
-    chain_over,
-    chain_start,
-    leaf,
-    sequence_digests,
-    split_leaves,
-)
 from data_pipeline.durable import publish_directory, write_bytes
 from data_pipeline.errors import DatasetError
 from data_pipeline.index import Shard, build_index, in_heldout
 from data_pipeline.index_schema import SPLITS
-from data_pipeline.order import NAME
 from data_pipeline.shards import ShardWriter
 from data_pipeline.sources import Document, Source, open_source
 from data_pipeline.tokenizer import Tokenizer, train_bpe
@@ -92,37 +81,6 @@ def build_dataset(
     digest = sha256_hex(index)
     say(f"{spec['name']}: {_tokens(splits):,} tokens, index digest {digest}")
     return digest
-
-
-def expected_leaves(
-    dataset_dir: Path, seq_len: int, batch_size: int, seed: int, steps: int, cache: bool = True
-) -> bytes:
-    """Compute the order log that a run of ``steps`` steps must produce.
-
-    Args:
-        dataset_dir: The dataset.
-        seq_len: S.
-        batch_size: B.
-        seed: The data seed.
-        steps: Number of steps.
-        cache: Keep the leaves below ``dataset_dir/leaves``, in a file named by C_{-1} that ends
-            with the chain over its leaves; a file whose chain does not fit is computed again.
-
-    Returns:
-        32·steps bytes: L_0 .. L_{steps-1}.
-    """
-    reader = BatchReader(dataset_dir, seq_len, batch_size, seed)
-    start = chain_start(reader.stream.index.digest, seq_len, batch_size, NAME, seed)
-    path = Path(dataset_dir) / "leaves" / f"{start.hex()}.log"
-    known = _cached_leaves(path, start) if cache else b""
-    if len(known) >= steps * DIGEST_BYTES:
-        return known[: steps * DIGEST_BYTES]
-    first = len(known) // DIGEST_BYTES
-    new = [leaf(step, sequence_digests(reader.ids(step))) for step in range(first, steps)]
-    leaves = known + b"".join(new)
-    if cache:
-        _cache_leaves(path, leaves, chain_over(start, split_leaves(leaves)))
-    return leaves
 
 
 def _check_recipe(spec: Mapping[str, Any]) -> None:
@@ -272,23 +230,3 @@ def _ordered_map(
 
 def _tokens(splits: Mapping[str, Iterable[Shard]]) -> int:
     return sum(shard.tokens for shards in splits.values() for shard in shards)
-
-
-def _cached_leaves(path: Path, start: bytes) -> bytes:
-    if not path.is_file():
-        return b""
-    data = path.read_bytes()
-    leaves, end = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
-    if len(data) % DIGEST_BYTES or not leaves or chain_over(start, split_leaves(leaves)) != end:
-        return b""
-    return leaves
-
-
-def _cache_leaves(path: Path, leaves: bytes, end: bytes) -> None:
-    """Keep the leaves where the directory can be written; a read-only dataset is computed anew."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_bytes(path, leaves + end)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise

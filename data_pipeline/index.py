@@ -21,6 +21,7 @@ import numpy as np
 from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
 from data_pipeline.errors import DatasetError
 from data_pipeline.index_schema import INDEX_SCHEMA, SCHEMA, SPLIT_RULE, SPLITS
+from data_pipeline.storage import Storage, open_storage
 from data_pipeline.tokenizer import EOD, Tokenizer
 
 POLICIES = {
@@ -45,7 +46,7 @@ class Shard:
 
     @property
     def docs_file(self) -> str:
-        """Little-endian u64 end offset of every document, in tokens from the start of the shard."""
+        """Little-endian u64 [documents, 2]: its end in the shard's ids, its line's end in bytes."""
         return self.file.removesuffix(".bin") + ".docs"
 
     @property
@@ -73,7 +74,7 @@ def token_dtype(vocab_size: int) -> str:
 class ShardIndex:
     """A parsed ``index.json``."""
 
-    root: Path
+    storage: Storage
     digest: str
     data: dict[str, Any]
     splits: Mapping[str, tuple[Shard, ...]]
@@ -86,16 +87,28 @@ class ShardIndex:
             DatasetError: No index, not canonical JSON, another schema, or a file name that is not
                 the one its position gives.
         """
-        path = Path(dataset_dir) / "index.json"
+        storage = open_storage(dataset_dir)
+        where = storage.where("index.json")
         try:
-            raw = path.read_bytes()
+            raw = storage.read("index.json")
         except FileNotFoundError:
             raise DatasetError(
-                f"{path}: expected a dataset index, found no file; "
+                f"{where}: expected a dataset index, found no file; "
                 "build the dataset first (`tripod data build`)"
             ) from None
-        data = _parse(path, raw)
-        return cls(path.parent, sha256_hex(raw), data, _shards(path, data))
+        data = _parse(where, raw)
+        return cls(storage, sha256_hex(raw), data, _shards(where, data))
+
+    @property
+    def root(self) -> Path:
+        """The directory of a local dataset.
+
+        Raises:
+            DatasetError: The dataset lies behind a URL.
+        """
+        if not self.storage.is_local:
+            raise DatasetError(f"{self.storage}: expected a local directory; download it first")
+        return Path(str(self.storage))
 
     @property
     def vocab_size(self) -> int:
@@ -122,10 +135,16 @@ class ShardIndex:
         Raises:
             DatasetError: Other bytes, or other ids for the conformance text.
         """
-        path = self.root / "tokenizer.json"
+        path = self.storage.where("tokenizer.json")
         record = self.data["tokenizer"]
-        _expect_sha256(path, record["sha256"])
-        tokenizer = Tokenizer.load(path)
+        try:
+            data = self.storage.read("tokenizer.json")
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{path}: expected sha256 {record['sha256']}, found no file; {_REBUILD}"
+            ) from None
+        _expect(path, "sha256", record["sha256"], sha256_hex(data))
+        tokenizer = Tokenizer(data)
         _expect(path, "vocabulary size", self.vocab_size, tokenizer.vocab_size)
         expected, found = record["conformance_sha256"], tokenizer.conformance_sha256()
         if found != expected:
@@ -200,7 +219,7 @@ def verify_dataset(
     return index
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse(path: str, raw: bytes) -> dict[str, Any]:
     try:
         data = json.loads(raw)
         canonical = canonical_json(data)
@@ -224,7 +243,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return dict(data)
 
 
-def _shards(path: Path, data: Mapping[str, Any]) -> dict[str, tuple[Shard, ...]]:
+def _shards(path: str, data: Mapping[str, Any]) -> dict[str, tuple[Shard, ...]]:
     splits = {
         split: tuple(Shard(**shard) for shard in data["splits"][split]["shards"])
         for split in SPLITS
@@ -243,11 +262,12 @@ def _verify_shard(index: ShardIndex, split: str, shard: Shard, tokenizer: Tokeni
     path, docs = index.root / shard.file, index.root / shard.docs_file
     sources = index.root / shard.sources_file
     _expect_size(path, shard.tokens * index.dtype.itemsize)
-    _expect_size(docs, shard.documents * 8)
+    _expect_size(docs, shard.documents * 16)
     _expect_sha256(path, shard.sha256)
     _expect_sha256(docs, shard.docs_sha256)
     _expect_sha256(sources, shard.sources_sha256)
-    ids, ends = np.memmap(path, index.dtype, mode="r"), np.fromfile(docs, "<u8")
+    ids, rows = np.memmap(path, index.dtype, mode="r"), np.fromfile(docs, "<u8").reshape(-1, 2)
+    ends, line_ends = rows[:, 0], rows[:, 1]
     increasing = bool(np.all(np.diff(ends.astype(np.int64), prepend=0) > 0))
     _expect(docs, "strictly increasing ends", True, increasing)
     _expect(docs, "last end", shard.tokens, int(ends[-1]))
@@ -256,6 +276,8 @@ def _verify_shard(index: ShardIndex, split: str, shard: Shard, tokenizer: Tokeni
     _expect(path, f"id {index.eod} at the end of every document and nowhere else", True, closed)
     lines = sources.read_bytes().split(b"\n")
     _expect(sources, "number of lines", shard.documents, len(lines) - 1)
+    found = np.cumsum([len(line) + 1 for line in lines[:-1]])
+    _expect(docs, "ends of the lines", True, bool(np.array_equal(found, line_ends)))
     starts = [0, *ends.tolist()]
     for number, line in enumerate(lines[:-1]):
         record = _source_line(index, split, sources, number, line)
@@ -277,7 +299,7 @@ def _source_line(
     return dict(record)
 
 
-def _expect(path: Path, what: str, expected: object, found: object) -> None:
+def _expect(path: Path | str, what: str, expected: object, found: object) -> None:
     if found != expected:
         raise DatasetError(f"{path}: {what}: expected {expected!r}, found {found!r}; {_REBUILD}")
 

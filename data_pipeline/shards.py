@@ -12,7 +12,6 @@ error and never a crash. Does not check contents: that is ``index.verify_dataset
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,11 @@ from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
 from data_pipeline.index import Shard, ShardIndex, shard_file, token_dtype
+from data_pipeline.protocols import DocumentRef, Ids
+from data_pipeline.storage import Array
 from data_pipeline.tokenizer import EOD
 
-Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class DocumentRef:
-    """A document of a split: ``start`` and ``end`` are offsets in its stream, the mark included."""
-
-    source: str
-    name: str
-    index: int
-    start: int
-    end: int
+_DOCS_ROW = 16  # bytes of a row of `.docs`: two u64
 
 
 class ShardWriter:
@@ -54,6 +44,7 @@ class ShardWriter:
     def _clear(self) -> None:
         self._ids: list[npt.NDArray[Any]] = []
         self._ends: list[int] = []
+        self._line_ends: list[int] = []
         self._lines: list[bytes] = []
 
     def add(self, ids: npt.NDArray[np.unsignedinteger[Any]], source: dict[str, Any]) -> None:
@@ -61,7 +52,8 @@ class ShardWriter:
 
         Args:
             ids: Its ids, without the end-of-document mark, which is added here.
-            source: ``source``, ``name``, ``bytes`` and ``sha256`` of its text.
+            source: ``source``, ``name``, ``bytes`` and ``sha256`` of its text; where there is more
+                to say ``record``, ``id`` and ``meta``.
         """
         size = len(ids) + 1
         tokens = self._ends[-1] if self._ends else 0
@@ -71,6 +63,8 @@ class ShardWriter:
         self._ids.append(np.append(ids, EOD).astype(self._dtype))
         self._ends.append(tokens + size)
         self._lines.append(canonical_json(source) + b"\n")
+        before = self._line_ends[-1] if self._line_ends else 0
+        self._line_ends.append(before + len(self._lines[-1]))
 
     def close(self) -> tuple[Shard, ...]:
         """Write what is left and return the shards in stream order."""
@@ -80,7 +74,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         data = np.concatenate(self._ids).tobytes()
-        docs = np.array(self._ends, dtype="<u8").tobytes()
+        docs = np.array([self._ends, self._line_ends], dtype="<u8").T.tobytes()
         sources = b"".join(self._lines)
         shard = Shard(
             file=shard_file(self._split, len(self._shards)),
@@ -100,35 +94,51 @@ class ShardWriter:
 class TokenStream:
     """The ids of one split, as if they lay in one file."""
 
-    def __init__(self, dataset_dir: str | Path, split: str = "train") -> None:
-        """Map the shards.
+    def __init__(self, place: str | Path, split: str = "train") -> None:
+        """Check the sizes of the files; each is mapped when it is first read.
+
+        Args:
+            place: The directory of a dataset, or its URL (sizes are then checked at first use).
+            split: ``train`` or ``heldout``.
 
         Raises:
             DatasetError: An unknown split, or a file that is missing or has another size.
         """
-        self.index = ShardIndex.load(dataset_dir)
+        self.index = ShardIndex.load(place)
         if split not in self.index.splits:
             raise DatasetError(f"split: expected one of {sorted(self.index.splits)}, found {split}")
         self.split = split
         self._records = self.index.splits[split]
-        self._shards = [self._map(s.file, self.index.dtype, s.tokens) for s in self._records]
-        self._ends = [self._map(s.docs_file, np.dtype("<u8"), s.documents) for s in self._records]
         self._starts = _starts(shard.tokens for shard in self._records)
         self._first_document = _starts(shard.documents for shard in self._records)
         self.num_tokens = self._starts[-1]
         self.num_documents = self._first_document[-1]
-        self._source_lines = lru_cache(maxsize=16)(self._read_source_lines)
+        # One entry a shard at most: nothing is ever dropped, so an array once returned stays valid.
+        self._ids = lru_cache(maxsize=None)(self._open_ids)
+        self._ends = lru_cache(maxsize=None)(self._open_ends)
+        if self.index.storage.is_local:
+            self._check_sizes()
 
-    def _map(self, file: str, dtype: "np.dtype[Any]", count: int) -> npt.NDArray[Any]:
-        path = self.index.root / file
-        found = path.stat().st_size if path.is_file() else None
-        if found != count * dtype.itemsize:
-            raise DatasetError(
-                f"{path}: expected {count * dtype.itemsize} bytes, found "
-                f"{'no file' if found is None else found}; "
-                "restore it from a copy, or delete the dataset and build it again"
-            )
-        return np.memmap(path, dtype, mode="r").view(np.ndarray)
+    def _check_sizes(self) -> None:
+        for shard in self._records:
+            check = self.index.storage.check
+            check(shard.file, shard.tokens * self.index.dtype.itemsize)
+            check(shard.docs_file, shard.documents * _DOCS_ROW)
+
+    def _open_ids(self, number: int) -> Array:
+        shard = self._records[number]
+        return self.index.storage.array(shard.file, self.index.dtype, (shard.tokens,))
+
+    def _open_ends(self, number: int) -> Array:
+        shard, storage = self._records[number], self.index.storage
+        ends = storage.array(shard.docs_file, np.dtype("<u8"), (shard.documents, 2))
+        storage.check(shard.sources_file, int(ends[shard.documents - 1][1]))
+        return ends
+
+    def pieces(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield (offset, ids) of every shard in stream order; ids in the type of the shards."""
+        for number, start in enumerate(self._starts[:-1]):
+            yield start, self._ids(number)[:]
 
     def num_sequences(self, seq_len: int) -> int:
         """Number of whole sequences of S inputs and S targets; the rest of the stream is unused."""
@@ -151,7 +161,7 @@ class TokenStream:
         number = self._shard_at(offset)
         while done < count:
             begin = offset + done - self._starts[number]
-            piece = self._shards[number][begin : begin + count - done]
+            piece = self._ids(number)[begin : begin + count - done]
             out[done : done + len(piece)] = piece
             done, number = done + len(piece), number + 1
         return out
@@ -175,9 +185,14 @@ class TokenStream:
             raise ValueError(
                 f"expected sequences in [0, {limit}), found {numbers.min()}..{numbers.max()}"
             )
-        out = np.empty((numbers.size, seq_len + 1), dtype=np.int64)
-        for row, number in enumerate(numbers.tolist()):
-            out[row] = self.read(number * seq_len, seq_len + 1)
+        return self.windows(numbers * seq_len, seq_len + 1)
+
+    def windows(self, offsets: npt.ArrayLike, width: int) -> Ids:
+        """Return the ``width`` ids from each of n offsets of the stream: int64 [n, width]."""
+        offsets = np.asarray(offsets, dtype=np.int64)
+        out = np.empty((offsets.size, width), dtype=np.int64)
+        for row, offset in enumerate(offsets.tolist()):
+            out[row] = self.read(offset, width)
         return out
 
     def document_at(self, offset: int) -> DocumentRef:
@@ -189,14 +204,31 @@ class TokenStream:
         if not 0 <= offset < self.num_tokens:
             raise ValueError(f"expected an offset in [0, {self.num_tokens}), found {offset}")
         number = self._shard_at(offset)
-        place = np.searchsorted(self._ends[number], offset - self._starts[number], side="right")
-        return self._document(number, int(place))
+        local = offset - self._starts[number]
+        return self._document(number, bisect_right(self._ends(number), local, key=_token_end))
+
+    def document(self, index: int) -> DocumentRef:
+        """Return the document with this number in the stream.
+
+        Raises:
+            ValueError: ``index`` is not in [0, num_documents).
+        """
+        if not 0 <= index < self.num_documents:
+            raise ValueError(f"expected a document in [0, {self.num_documents}), found {index}")
+        number = bisect_right(self._first_document, index) - 1
+        return self._document(number, index - self._first_document[number])
 
     def documents(self) -> Iterator[DocumentRef]:
-        """Yield every document of the split in stream order."""
-        for number, record in enumerate(self._records):
-            for place in range(record.documents):
-                yield self._document(number, place)
+        """Yield every document of the split in stream order; each shard's records are read once."""
+        for number, shard in enumerate(self._records):
+            lines = self.index.storage.read(shard.sources_file).split(b"\n")[:-1]
+            rows = self._ends(number)[:].tolist()
+            if len(lines) != len(rows):
+                raise DatasetError(self._broken(number, f"{len(rows)} lines", f"{len(lines)}"))
+            start = 0
+            for place, (line, (end, _)) in enumerate(zip(lines, rows, strict=True)):
+                yield self._reference(number, place, line, start, end)
+                start = end
 
     def documents_in(self, start: int, end: int) -> Iterator[DocumentRef]:
         """Yield the documents that overlap [start, end) of the stream, in order."""
@@ -209,26 +241,44 @@ class TokenStream:
         return bisect_right(self._starts, offset) - 1
 
     def _document(self, number: int, place: int) -> DocumentRef:
-        ends, base = self._ends[number], self._starts[number]
-        record = json.loads(self._source_lines(number)[place])
-        return DocumentRef(
-            source=record["source"],
-            name=record["name"],
-            index=self._first_document[number] + place,
-            start=base + (int(ends[place - 1]) if place else 0),
-            end=base + int(ends[place]),
+        ends = self._ends(number)
+        start, line_start = (int(v) for v in ends[place - 1]) if place else (0, 0)
+        end, line_end = (int(v) for v in ends[place])
+        line = self.index.storage.read_range(
+            self._records[number].sources_file, line_start, line_end
+        )
+        return self._reference(number, place, line, start, end)
+
+    def _reference(self, number: int, place: int, line: bytes, start: int, end: int) -> DocumentRef:
+        try:
+            record = json.loads(line)
+            base = self._starts[number]
+            return DocumentRef(
+                source=record["source"],
+                name=record["name"],
+                index=self._first_document[number] + place,
+                start=base + start,
+                end=base + end,
+                sha256=record["sha256"],
+                record=record.get("record"),
+                id=record.get("id"),
+                meta=record.get("meta", {}),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                self._broken(number, f"a record of document {place}", repr(error))
+            ) from error
+
+    def _broken(self, number: int, expected: str, found: str) -> str:
+        where = self.index.storage.where(self._records[number].sources_file)
+        return (
+            f"{where}: expected {expected}, found {found}; "
+            "restore it from a copy, or delete the dataset and build it again"
         )
 
-    def _read_source_lines(self, number: int) -> list[bytes]:
-        record = self._records[number]
-        path = self.index.root / record.sources_file
-        lines = path.read_bytes().split(b"\n")[:-1]
-        if len(lines) != record.documents:
-            raise DatasetError(
-                f"{path}: expected {record.documents} lines, found {len(lines)}; "
-                "restore it from a copy, or delete the dataset and build it again"
-            )
-        return lines
+
+def _token_end(row: npt.NDArray[np.uint64]) -> int:
+    return int(row[0])
 
 
 def _starts(sizes: Iterator[int]) -> list[int]:

@@ -202,14 +202,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    from data_pipeline.batches import BatchReader
-    from suite.config import dataset_dir
-    from suite.verify_order import load_config
+    from data_pipeline.reading import Reading
 
-    config = load_config(arguments.run_dir)
-    data = config.data
-    directory = dataset_dir(config, arguments.run_dir.resolve())
-    reader = BatchReader(directory, data.seq_len, data.batch_size, data.seed, data.order)
+    reader = Reading.of_run(arguments.run_dir).reader()
     rows = reader.describe(arguments.step)
     if arguments.json:
         print(json.dumps(rows))

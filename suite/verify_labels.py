@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints_manifest.manifest import Ledger
-from data_pipeline.batches import BatchReader
-from suite.config import RunConfig, dataset_dir
+from data_pipeline.reading import Reading
+from suite.config import RunConfig
 from suite.numerics import apply_determinism, check_same, numerics_record, profile_environment
 from suite.recorder import read_sequence_losses
 from suite.verify_order import Verdict, load_config
@@ -54,9 +54,7 @@ def check_run(run_dir: Path) -> dict[str, object]:
     record = numerics_record(numerics.profile, numerics.precision, "none")
     check_same(json.loads((run_dir / "numerics.json").read_text()), record)
     data = config.data
-    reader = BatchReader(
-        dataset_dir(config, run_dir), data.seq_len, data.batch_size, data.seed, data.order
-    )
+    reader = Reading.of_run(run_dir).reader()
     logged = read_sequence_losses(run_dir, data.batch_size)
     failures: list[str] = []
     checked = published = 0

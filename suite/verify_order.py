@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints_manifest.manifest import Ledger
-from data_pipeline.batches import BatchReader
-from data_pipeline.build import expected_leaves
 from data_pipeline.digests import chain_next
 from data_pipeline.index import verify_dataset
+from data_pipeline.leaves import expected_leaves
+from data_pipeline.reading import Reading
 from suite.config import RunConfig, dataset_dir
 from suite.resume import start_chain
 
@@ -83,15 +83,12 @@ def verify_order(run_dirs: list[Path]) -> Verdict:
 
 
 def _against_index(run_dir: Path, config: RunConfig, leaves: list[bytes]) -> list[str]:
-    data, directory = config.data, dataset_dir(config, run_dir)
-    verify_dataset(directory, data.index_digest)
-    promised = expected_leaves(
-        directory, data.seq_len, data.batch_size, data.seed, len(leaves), cache=False
-    )
+    verify_dataset(dataset_dir(config, run_dir), config.data.index_digest)
+    reader = Reading.of_run(run_dir).reader()
+    promised = expected_leaves(reader, len(leaves), cache=False)
     for step, found in enumerate(leaves):
         expected = promised[LEAF_BYTES * step : LEAF_BYTES * (step + 1)]
         if found != expected:
-            reader = BatchReader(directory, data.seq_len, data.batch_size, data.seed, data.order)
             first = reader.describe(step)[0]
             return [
                 f"{run_dir.name}: first divergence from the index at step {step}: expected leaf "

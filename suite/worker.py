@@ -16,9 +16,10 @@ from pathlib import Path
 from checkpoints_manifest.schedule import checkpoint_steps
 from checkpoints_manifest.store import load_checkpoint, save_checkpoint
 from data_pipeline.batches import BatchReader
-from data_pipeline.build import expected_leaves
+from data_pipeline.leaves import expected_leaves
+from data_pipeline.reading import Reading
 from suite.comm import Group, join_group
-from suite.config import RunConfig, dataset_dir
+from suite.config import RunConfig
 from suite.engine import ExactEngine
 from suite.launch import die_with_parent
 from suite.numerics import apply_determinism
@@ -35,11 +36,9 @@ def train(config: RunConfig, run_dir: Path, group: Group) -> None:
     if position.step:
         weights, moments, _ = load_checkpoint(run_dir, position.step)
         engine.load_state(weights, moments)
-    data = config.data
-    dataset = dataset_dir(config, run_dir)
-    reader = BatchReader(dataset, data.seq_len, data.batch_size, data.seed, data.order)
+    reader = Reading.of_run(run_dir).reader()
     scheduled = set(checkpoint_steps(dict(config.checkpoints), config.train.steps))
-    recorder = open_recorder(config, run_dir, dataset, position) if group.rank == 0 else None
+    recorder = open_recorder(config, run_dir, reader, position) if group.rank == 0 else None
     progress = Progress(config, position.step, enabled=group.rank == 0)
     if position.fresh and 0 in scheduled:
         save(engine, recorder, config, run_dir, 0)
@@ -59,11 +58,12 @@ def train(config: RunConfig, run_dir: Path, group: Group) -> None:
     group.barrier()
 
 
-def open_recorder(config: RunConfig, run_dir: Path, dataset: Path, position: Position) -> Recorder:
+def open_recorder(
+    config: RunConfig, run_dir: Path, reader: BatchReader, position: Position
+) -> Recorder:
     """The recorder of rank 0, its logs cut to the position."""
-    data = config.data
-    leaves = expected_leaves(dataset, data.seq_len, data.batch_size, data.seed, config.train.steps)
-    recorder = Recorder(run_dir, position.chain, leaves, data.batch_size, config.batch_tokens)
+    leaves, rows = expected_leaves(reader, config.train.steps), config.data.batch_size
+    recorder = Recorder(run_dir, position.chain, leaves, rows, config.batch_tokens)
     recorder.open_at(position.step, position.metrics_sha256)
     return recorder
 

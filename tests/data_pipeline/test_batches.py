@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.batches import BatchReader
-from data_pipeline.build import expected_leaves
 from data_pipeline.digests import leaf, sequence_digests, split_leaves
 from data_pipeline.errors import DatasetError
+from data_pipeline.leaves import expected_leaves
 
 S, B = 48, 8
 
@@ -18,7 +18,7 @@ def reader(built):
 
 def test_rows_are_the_sequences_of_the_order(reader):
     for step in (0, 3, 10_000):
-        sequences = reader.order.step_sequences(step, B)
+        sequences = reader.order.sequences(step * B, B)
         assert np.array_equal(reader.sequences(step), sequences)
         assert np.array_equal(reader.ids(step), reader.stream.sequences(sequences, S))
 
@@ -43,7 +43,7 @@ def test_any_split_over_ranks_reads_the_same_batch(reader, pieces):
 
 
 def test_what_is_read_is_what_the_leaves_promise(built, reader):
-    leaves = split_leaves(expected_leaves(built, S, B, 0, steps=9, cache=False))
+    leaves = split_leaves(expected_leaves(BatchReader(built, S, B, 0), steps=9, cache=False))
     for step in range(9):
         assert leaf(step, sequence_digests(reader.ids(step))) == leaves[step]
     swapped = reader.ids(2)[[1, 0, *range(2, B)]]

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import build
-from data_pipeline.build import build_dataset, expected_leaves, training_sample
+from data_pipeline.batches import BatchReader
+from data_pipeline.build import build_dataset, training_sample
 from data_pipeline.digests import split_leaves
 from data_pipeline.errors import DatasetError
 from data_pipeline.index import in_heldout, verify_dataset
+from data_pipeline.leaves import expected_leaves
 from tests.data_pipeline.conftest import recipe
 
 
@@ -173,31 +175,33 @@ def test_a_source_that_changes_between_passes_is_noticed(spec, corpus, tmp_path,
 
 
 def test_leaves_keep_their_prefix_and_come_from_the_cache_unchanged(dataset):
-    whole = expected_leaves(dataset, 64, 4, 0, steps=12, cache=False)
+    whole = expected_leaves(BatchReader(dataset, 64, 4, 0), steps=12, cache=False)
     assert len(whole) == 12 * 32
     assert not (dataset / "leaves").exists()
     for steps in (5, 12, 3, 12):  # write, extend, cut, read
-        assert expected_leaves(dataset, 64, 4, 0, steps) == whole[: steps * 32]
+        assert expected_leaves(BatchReader(dataset, 64, 4, 0), steps) == whole[: steps * 32]
     assert len(list((dataset / "leaves").iterdir())) == 1
     assert len(set(split_leaves(whole))) == 12
 
 
 @pytest.mark.parametrize("other", [(32, 4, 0), (64, 5, 0), (64, 4, 1)])
 def test_other_parameters_have_other_leaves_and_another_cache(dataset, other):
-    base = expected_leaves(dataset, 64, 4, 0, 6)
-    assert not set(split_leaves(expected_leaves(dataset, *other, 6))) & set(split_leaves(base))
+    base = expected_leaves(BatchReader(dataset, 64, 4, 0), 6)
+    assert not set(split_leaves(expected_leaves(BatchReader(dataset, *other), 6))) & set(
+        split_leaves(base)
+    )
     assert len(list((dataset / "leaves").iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_a_damaged_cache_is_computed_again(dataset, damage):
-    whole = expected_leaves(dataset, 64, 4, 0, 6)
+    whole = expected_leaves(BatchReader(dataset, 64, 4, 0), 6)
     (path,) = (dataset / "leaves").iterdir()
     good = path.read_bytes()
     flipped = good[:40] + bytes([good[40] ^ 1]) + good[41:]
     path.write_bytes({"flip": flipped, "truncate": good[:-5], "empty": b""}[damage])
-    assert expected_leaves(dataset, 64, 4, 0, 6) == whole
-    assert expected_leaves(dataset, 64, 4, 0, 6, cache=False) == whole
+    assert expected_leaves(BatchReader(dataset, 64, 4, 0), 6) == whole
+    assert expected_leaves(BatchReader(dataset, 64, 4, 0), 6, cache=False) == whole
 
 
 def test_a_read_only_dataset_needs_no_cache(dataset, monkeypatch):
@@ -205,4 +209,4 @@ def test_a_read_only_dataset_needs_no_cache(dataset, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(build, "write_bytes", refuse)
-    assert len(expected_leaves(dataset, 64, 4, 0, 6)) == 6 * 32
+    assert len(expected_leaves(BatchReader(dataset, 64, 4, 0), 6)) == 6 * 32

@@ -212,17 +212,19 @@ def test_a_heldout_document_in_the_training_split_is_found(dataset, resign):
         verify_dataset(dataset)
 
 
-@pytest.mark.parametrize("ends", ["swapped", "last"])
+@pytest.mark.parametrize("ends", ["swapped", "last", "lines"])
 def test_wrong_document_borders_are_found(dataset, resign, ends):
     path = dataset / "train" / "shard-00000.docs"
-    data = np.fromfile(path, "<u8")
+    data = np.fromfile(path, "<u8").reshape(-1, 2)
     if ends == "swapped":
-        data[[0, 1]] = data[[1, 0]]
+        data[[0, 1], 0] = data[[1, 0], 0]
+    elif ends == "last":
+        data[-1, 0] += 1
     else:
-        data[-1] += 1
+        data[0, 1] += 1
     data.tofile(path)
     resign(dataset)
-    with pytest.raises(DatasetError, match=r"shard-00000\.docs: (strictly|last)"):
+    with pytest.raises(DatasetError, match=r"shard-00000\.docs: (strictly|last|ends of the lines)"):
         verify_dataset(dataset)
 
 
