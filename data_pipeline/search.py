@@ -20,8 +20,10 @@ import numpy.typing as npt
 
 from data_pipeline.protocols import Ids, Stream
 
-CHUNK = 1 << 17
-SAMPLE = 1 << 16
+CHUNK = 1 << 18
+SAMPLE = 1 << 17
+_READS = 128
+_RUN = 1 << 20
 # Above this many ids, one table look-up per id of the stream is faster than comparing with each.
 _MOST_COMPARED = 14
 
@@ -82,7 +84,7 @@ def _within(ids: npt.NDArray[Any], wanted: Ids, rarest_first: Ids) -> Iterator[I
 
 
 def sieve(ids: npt.NDArray[Any], wanted: Iterable[int]) -> Iterator[Ids]:
-    """Yield, chunk by chunk, the places of ``ids`` that hold one of the ``wanted`` ids.
+    """Yield, in runs of about a million, the places of ``ids`` that hold one of the wanted ids.
 
     Args:
         ids: One-dimensional, of any integer type; mapped shards are read as they are.
@@ -99,11 +101,19 @@ def sieve(ids: npt.NDArray[Any], wanted: Iterable[int]) -> Iterator[Ids]:
     marks = np.empty((2, CHUNK), dtype=bool)
     known = np.array(values, dtype=ids.dtype)
     table = _table(known) if hits is _look_up else known
+    run: list[Ids] = []
+    size = 0
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
         places = np.flatnonzero(hits(chunk, table, marks[:, : len(chunk)]))
         if places.size:
-            yield places + start
+            run.append(places + start)
+            size += places.size
+        if size >= _RUN:
+            yield np.concatenate(run)
+            run, size = [], 0
+    if run:
+        yield np.concatenate(run)
 
 
 def _compare(
@@ -132,14 +142,18 @@ def _look_up(
 
 
 class Frequencies:
-    """How often ids occur, judged by the first ids of the first shards: a guess, for speed only."""
+    """How often ids occur, judged by a sample of the stream: a guess, for speed only."""
 
     def __init__(self, stream: Stream) -> None:
-        """Read at most ``SAMPLE`` ids."""
-        size = min(SAMPLE, stream.num_tokens)
-        ids, counts = np.unique(stream.read(0, size), return_counts=True)
+        """Read ``SAMPLE`` ids at regular distances (or the whole of a shorter stream)."""
+        reads = min(_READS, max(1, stream.num_tokens // (SAMPLE // _READS)))
+        size = min(stream.num_tokens, SAMPLE // _READS)
+        last = stream.num_tokens - size
+        starts = [last * number // max(1, reads - 1) for number in range(reads)]
+        sample = np.concatenate([stream.read(start, size) for start in starts])
+        ids, counts = np.unique(sample, return_counts=True)
         self._counts = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-        self._size = max(1, size)
+        self._size = max(1, len(sample))
 
     def of(self, ids: Iterable[int] | Ids) -> npt.NDArray[np.float64]:
         """Return the share of the stream that each id makes up."""

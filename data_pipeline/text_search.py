@@ -26,8 +26,8 @@ import numpy.typing as npt
 from data_pipeline.protocols import Ids, Stream
 from data_pipeline.search import Frequencies, sieve
 
-# Cost of a pivot: a compare of the whole stream per id, and about 30 ns per hit to extend.
-_COST_OF_AN_ID, _COST_OF_HITS = 0.1, 30.0
+# Cost of a pivot: a compare of the whole stream per id, and about 80 ns per hit to extend.
+_COST_OF_AN_ID, _COST_OF_HITS = 0.1, 80.0
 _PIVOTS = 256
 
 
@@ -164,7 +164,7 @@ class TextPattern:
             yield from ((one, -before) for one, before in known.around(text))
 
     def _make_before(self, left: int) -> npt.NDArray[np.int64]:
-        """Ids that may stand before the last ``left`` unread bytes: [n, 2] (id, bytes), sorted."""
+        """Ids that may end where the first ``left`` bytes do: [n, 2] (id, bytes), sorted."""
         text, known = self.text, self._vocabulary
         sizes = range(1, min(left, known.longest) + 1)
         ids = [one for size in sizes for one in known.spelled(text[left - size : left])]
@@ -172,12 +172,12 @@ class TextPattern:
             ids += known.longer_before(text[:left])
         return self._with_sizes(ids)
 
-    def _make_after(self, at: int) -> npt.NDArray[np.int64]:
-        """Ids that may come next where the text is read up to ``at``: [n, 2] (id, bytes)."""
-        text, known = self.text, self._vocabulary
+    def _make_after(self, left: int) -> npt.NDArray[np.int64]:
+        """Ids that may come next where ``left`` bytes are still to read: [n, 2] (id, bytes)."""
+        text, known, at = self.text, self._vocabulary, len(self.text) - left
         ends = range(at + 1, min(len(text), at + known.longest) + 1)
         ids = [one for end in ends for one in known.spelled(text[at:end])]
-        if len(text) - at < known.longest:
+        if left < known.longest:
             ids += known.longer(text[at:])
         return self._with_sizes(ids)
 
@@ -213,7 +213,7 @@ class TextPattern:
         """Keep the places whose neighbours spell the rest of the text."""
         found = [np.zeros((0, 3), dtype=np.int64)]
         here = ids[places]
-        for one in np.unique(here).tolist():
+        for one in _distinct(here):
             hits = places[here == one]
             for start in self._starts[one]:
                 size = len(self._vocabulary.pieces[one])
@@ -224,17 +224,13 @@ class TextPattern:
 
     def _extend_one(self, ids: npt.NDArray[Any], hits: Ids, start: int, end: int) -> Ids:
         """Extend hits whose id covers bytes [start, end) of the text; [n, 3] of start, end, skip."""
-        origin = np.arange(len(hits))
+        first, skip = hits, np.full(len(hits), -start)
         if start > 0:
-            first, left, origin = _walk(ids, hits, start, -1, self._before)
-        else:
-            first, left = hits, np.full(len(hits), start)
-        last, hits = hits[origin], hits[origin]
-        skip = -left
-        if end < len(self.text):
-            last, _, kept = _walk(
-                ids, hits, len(self.text) - end, 1, lambda left: self._after(len(self.text) - left)
-            )
+            first, left, kept = _walk(ids, hits, start, -1, self._before)
+            hits, skip = hits[kept], -left
+        last, rest = hits, len(self.text) - end
+        if rest > 0:
+            last, _, kept = _walk(ids, hits, rest, 1, self._after)
             first, skip = first[kept], skip[kept]
         return np.stack([first, last + 1, skip], axis=1)
 
@@ -274,8 +270,9 @@ def _walk(
 def _advance(
     here: npt.NDArray[Any], left: Ids, allowed: Any
 ) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """Say which ids may stand here, and how many bytes are then left to read."""
     after, ok = left.copy(), np.zeros(len(here), dtype=bool)
-    for size in np.unique(left).tolist():
+    for size in _distinct(left):
         pairs = allowed(size)
         group = np.flatnonzero(left == size)
         if not len(pairs):
@@ -285,3 +282,10 @@ def _advance(
         ok[group] = match
         after[group] = np.where(match, size - pairs[at, 1], size)
     return after, ok
+
+
+def _distinct(values: npt.NDArray[Any]) -> list[int]:
+    """The values that occur; most often there is one only, which needs no sorting."""
+    if values.size and bool((values == values[0]).all()):
+        return [int(values[0])]
+    return [int(value) for value in np.unique(values)]

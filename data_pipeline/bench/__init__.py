@@ -1,0 +1,1 @@
+"""Benchmarks: each module prints its tables; ``docs/performance.md`` says how they were run."""
