@@ -1,4 +1,4 @@
-"""What a checkpoint is.
+"""What a checkpoint is: files, digests, the chained ledger, the local Hub.
 
-Files, digests, the chained ledger, the local Hub. Readable without the trainer.
+Readable without the trainer.
 """

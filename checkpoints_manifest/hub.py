@@ -1,9 +1,7 @@
-"""A local Hub in the Hugging Face cache layout.
-
-`from_pretrained(repo, revision="step64")` works offline.
+"""A local Hub in the Hugging Face cache layout, for `from_pretrained(repo, revision="step64")`.
 
 Blobs are content-addressed and shared between revisions (weights are hard links to the run's own
-files); commits have real git ids on one linear history; a revision's ref is written last,
+files); commits have real git ids, each step on the one before it; a revision's ref is written last,
 atomically, so readers see a complete revision or none. Point `HF_HUB_CACHE` at the directory and
 set `HF_HUB_OFFLINE=1`.
 """
@@ -62,26 +60,21 @@ class LocalHub:
 
         Args:
             repo_id: org/name.
-            revision: `step{N}`, later than every published step.
+            revision: `step{N}`. Its parent is the nearest published step before it, so a step that
+                is added between others (one that was recomputed) hangs beside the main line.
             files: flat directory.
 
         Returns:
             The commit id. Publishing the same files again changes nothing.
 
         Raises:
-            CheckpointError: the revision exists with other files, or comes before a published one.
+            CheckpointError: the revision exists with other files.
         """
         if not _STEP.fullmatch(revision):
             raise CheckpointError(f"expected a revision step{{N}}, found {revision!r}")
         repository = self.repository(repo_id)
         before = [name for name in self.revisions(repo_id) if _number(name) != _number(revision)]
-        later = [name for name in before if _number(name) > _number(revision)]
         existing = self.commit_of(repo_id, revision)
-        if later and existing is None:
-            raise CheckpointError(
-                f"{repo_id}: {revision} comes before {later[0]}, which is published; history is "
-                f"linear. Publish in order"
-            )
         earlier = [name for name in before if _number(name) < _number(revision)]
         parent = self.commit_of(repo_id, earlier[-1]) if earlier else None
         for folder in ("blobs", "refs", "snapshots"):
@@ -90,13 +83,9 @@ class LocalHub:
             for left in (repository / folder).glob(".*tmp-*"):
                 left.unlink()
         blobs, git_ids = _add_blobs(repository, files)
-        commit = commit_id(tree_id(git_ids), parent, f"{repo_id} {revision}")
-        if existing not in (None, commit):
-            raise CheckpointError(
-                f"{repo_id}: {revision} is published as commit {existing}; the files given now "
-                f"would be {commit}. "
-                "A published step never changes: publish to another repository"
-            )
+        if existing is not None:
+            _expect_same(f"{repo_id}: {revision}", repository / "snapshots" / existing, blobs)
+        commit = existing or commit_id(tree_id(git_ids), parent, f"{repo_id} {revision}")
         _add_snapshot(repository, commit, blobs)
         if existing is None:
             _set_ref(repository, revision, commit)
@@ -145,6 +134,18 @@ def _link_blob(source: Path, blob: Path, sha256: str) -> None:
         os.fsync(file.fileno())
     temporary.replace(blob)
     fsync_directory(blob.parent)
+
+
+def _expect_same(what: str, snapshot: Path, blobs: dict[str, str]) -> None:
+    """A published revision holds these blobs; a link that is gone is put back afterwards."""
+    held = {path.name: path.readlink().name for path in snapshot.iterdir() if path.is_symlink()}
+    odd = sorted(n for n in {*held, *blobs} if held.get(n, blobs.get(n)) != blobs.get(n))
+    if odd:
+        raise CheckpointError(
+            f"{what} is published as commit {snapshot.name} with {odd[0]} = {held.get(odd[0])}; "
+            f"the file given now would be {blobs.get(odd[0])}. "
+            "A published step never changes: publish to another repository"
+        )
 
 
 def _add_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:

@@ -264,9 +264,7 @@ def verify_checkpoint(run_dir: Path, record: Record) -> None:
 
 
 def reconcile(run_dir: Path) -> list[str]:
-    """Clears what a killed process left.
-
-    Temporary directories, a torn ledger line, a checkpoint not yet in the ledger.
+    """Clears what a killed process left: temporary files, a torn line, an unentered checkpoint.
 
     Returns:
         What was done, a line each.

@@ -1,6 +1,6 @@
-"""`tripod bench step`: what exactness costs here.
+"""`tripod bench step`: what exactness costs here, against plain DDP, interleaved.
 
-Exact step and plain DDP, same model, kernels and batch, interleaved.
+Both sides have the same model, kernels and batch.
 
 Plain: DistributedDataParallel with `no_sync` on all but a rank's last quantum, `clip_grad_norm_`,
 torch's foreach AdamW. Prints both medians and their ratio for one rank and for one rank per core.

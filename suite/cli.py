@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from suite.command_line import CommandTable
 
 _EPILOG = """examples:
   tripod sweep nano                      train, verify, publish locally, evaluate, report
@@ -26,17 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=f"example: tripod {example}"
-        )
-        sub.set_defaults(run=run)
-        return sub
-
+    add = CommandTable(parser).add
     sub = add(
         "sweep", _sweep, "bring a suite to its report; does only what is missing", "sweep nano"
     )
@@ -93,6 +84,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("run_dir", type=Path)
     sub.add_argument("--step", type=int, required=True, help="a step in the ledger")
+
+    sub = add(
+        "replay",
+        _replay,
+        "recompute steps from a checkpoint and compare every digest on the way",
+        "replay runs/nano/nano-1m --from 64 --to 128",
+    )
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--from", type=int, dest="first", help="a step with a checkpoint")
+    sub.add_argument("--to", type=int, dest="last", help="any later step that was trained")
+    sub.add_argument(
+        "--spot-check", type=int, metavar="K", help="replay K segments drawn by --seed"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="names the draw (default: 0)")
+    sub.add_argument("--ranks", type=int, default=1, help="ranks that compute; changes no bit")
+
+    sub = add(
+        "checkpoint",
+        _checkpoint,
+        "any step of a run, recomputed where it was never saved; the local Hub gets it too",
+        "checkpoint runs/nano/nano-1m --step 77",
+    )
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--step", type=int, required=True)
+    sub.add_argument("--ranks", type=int, default=1, help="ranks that compute; changes no bit")
 
     sub = add(
         "publish", _publish, "write every checkpoint to the suite's local Hub", "publish runs/nano"
@@ -238,6 +254,31 @@ def _rewind(arguments: argparse.Namespace) -> int:
     lock_run(arguments.run_dir)
     aside = rewind(arguments.run_dir, arguments.step)
     print(f"{arguments.run_dir.name} stands at step {arguments.step}; later checkpoints: {aside}")
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from suite.replay import random_segments, replay, segment_of
+
+    run_dir, count = arguments.run_dir, arguments.spot_check
+    if count is None:
+        segments = [segment_of(run_dir, arguments.first, arguments.last)]
+    elif arguments.first is None and arguments.last is None:
+        segments = random_segments(run_dir, count, arguments.seed)
+    else:
+        raise ValueError("--spot-check draws its own segments; leave --from and --to out")
+    verdict = replay(run_dir, segments, arguments.ranks)
+    print(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.detail}")
+    for failure in verdict.failures:
+        print(f"     {failure}")
+    return 0 if verdict.ok else 1
+
+
+def _checkpoint(arguments: argparse.Namespace) -> int:
+    from suite.any_step import checkpoint_at
+
+    directory, new = checkpoint_at(arguments.run_dir, arguments.step, arguments.ranks)
+    print(f"step {arguments.step}: {directory}" + (" (recomputed)" if new else ""))
     return 0
 
 

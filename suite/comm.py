@@ -21,9 +21,9 @@ class Group:
     world: int
 
     def reduce_scatter_int64(self, values: torch.Tensor, shard: int) -> torch.Tensor:
-        """Sums int64 buffers over ranks (associative.
+        """Sums int64 buffers over ranks and returns this rank's shard.
 
-        So order and algorithm are free); returns this rank's shard.
+        The sum is associative, so order and algorithm are free.
         """
         if values.dtype != torch.int64:
             raise TypeError(
@@ -43,7 +43,7 @@ class Group:
     def fill_slots(self, slots: torch.Tensor) -> torch.Tensor:
         """Merges a vector of which each rank filled its own slots and left zeros elsewhere.
 
-        X + 0 is exact.
+        Adding zero is exact.
         """
         if self.world > 1:
             dist.all_reduce(slots)
@@ -71,10 +71,7 @@ class Group:
 
 
 def join_group(timeout_s: int = 600) -> Group:
-    """Joins the group that torchrun describes in the environment.
-
-    A group of one where there is none.
-    """
+    """Joins the group that torchrun describes in the environment; alone where there is none."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"

@@ -213,9 +213,9 @@ class RunConfig:
         return result
 
     def to_record(self) -> dict[str, Any]:
-        """Plain mappings and lists.
+        """The run's identity as plain mappings and lists.
 
-        The run's identity. The ladder is not part of it, so a suite can grow.
+        The ladder is not part of it, so a suite can grow.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         for key in ("ladder", "axes"):

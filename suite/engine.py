@@ -21,6 +21,7 @@ from data_pipeline.digests import sequence_digests
 from suite.adamw import Moments, adamw_v1
 from suite.comm import Group
 from suite.config import RunConfig
+from suite.gradient_digest import gradient_digest
 from suite.layout import flatten_parameters, make_layout
 from suite.models import build_model
 from suite.norm import chunk_sums, norm_from_chunks
@@ -35,7 +36,8 @@ class StepResult:
     """What one update did; the same on every rank.
 
     `loss` is the mean over the batch in nats per token, `sequence_losses` its B terms (fp32 array),
-    `sequence_digests` the digests of the ids that were fed to the model, in row order.
+    `sequence_digests` the digests of the ids that were fed to the model, in row order, `gradient`
+    the `gradient-digest-v1` of the reduced gradient before clipping.
     """
 
     loss: float
@@ -43,6 +45,7 @@ class StepResult:
     sequence_digests: list[bytes]
     grad_norm: float
     clip_coef: float
+    gradient: str
 
 
 def sequence_nll(model: nn.Module, ids_BT: torch.Tensor, precision: str) -> torch.Tensor:
@@ -112,13 +115,14 @@ class ExactEngine:
         row_losses = slots[:rows].numpy()
         if slots[rows] or not np.isfinite(row_losses).all():
             raise NonFiniteGradientError(_non_finite(update, row_losses, int(slots[rows])))
-        norm, coef = self._update(update, lr)
+        norm, coef, gradient = self._update(update, lr)
         return StepResult(
             loss=sum(row_losses.tolist()) / rows,
             sequence_losses=row_losses.astype(np.float32),
             sequence_digests=[bytes(row.tolist()) for row in digests],
             grad_norm=norm,
             clip_coef=coef,
+            gradient=gradient,
         )
 
     def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -138,10 +142,11 @@ class ExactEngine:
         return losses.detach(), bad
 
     @torch.no_grad()
-    def _update(self, update: int, lr: float) -> tuple[float, float]:
+    def _update(self, update: int, lr: float) -> tuple[float, float, str]:
         total = self.group.reduce_scatter_int64(self._accumulator, self.layout.shard)
         scale = 2.0**-SCALE_BITS / self.config.num_quanta
         grad = total.to(torch.float64).mul_(scale).to(torch.float32)
+        digest = gradient_digest(grad, self.layout.size, self.group)
         sums = self.group.all_gather(chunk_sums(grad))
         norm = norm_from_chunks(sums[: self.layout.num_chunks])
         clip = self.config.train.clip
@@ -151,7 +156,7 @@ class ExactEngine:
         adamw_v1(self.weights, grad, self.moments, self._decayed, update, lr, self.config.train)
         if self.group.world > 1:
             self.flat.copy_(self.group.all_gather(self.weights))
-        return norm, coef
+        return norm, coef, digest
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Canonical weights and moments by HF parameter name.

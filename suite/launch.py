@@ -27,10 +27,7 @@ class RunFailedError(RuntimeError):
 
 
 def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies.
-
-    Does nothing where there is no such call.
-    """
+    """Asks the kernel, where it can, to kill this process when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,6 +1,4 @@
-"""The flat canonical layout.
-
-Every parameter, in name order, in one fp32 buffer cut into equal shards.
+"""The flat canonical layout: every parameter, in name order, in one fp32 buffer of equal shards.
 
 Shards are whole numbers of 4,096-element chunks, the unit of the canonical norm, so that no value
 depends on how many ranks there are. Padding is zero and stays zero.
@@ -51,10 +49,7 @@ class Layout:
         return -(-self.size // CHUNK)
 
     def decayed_spans(self, rank: int) -> list[tuple[int, int]]:
-        """Spans of this rank's shard (shard-relative [start.
-
-        Stop)) to which weight decay applies.
-        """
+        """Spans [start, stop) of this rank's shard to which weight decay applies."""
         low, high = rank * self.shard, (rank + 1) * self.shard
         spans: list[tuple[int, int]] = []
         for slot in self.slots:

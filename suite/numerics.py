@@ -35,10 +35,7 @@ class NumericsError(RuntimeError):
 
 
 def profile_environment(profile: str) -> dict[str, str]:
-    """The environment of every process that computes under a profile.
-
-    As a full copy of the present one.
-    """
+    """The present environment, changed to that of every process that computes under a profile."""
     environment = {key: value for key, value in os.environ.items() if key not in _PINNED}
     environment.update(_ONE_THREAD)
     environment.update(_PROFILES[profile])
@@ -99,9 +96,7 @@ def _search(pattern: str, text: str) -> str:
 
 
 def check_environment(record: Mapping[str, Any]) -> None:
-    """Refuses to compute where the promise cannot hold.
-
-    More than one thread, or a profile that did not take.
+    """Refuses to compute with more than one thread, or under a profile that did not take.
 
     Raises:
         NumericsError: with what was expected, what was found and what to do.

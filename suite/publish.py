@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkpoints_manifest.export import export_revision
 from checkpoints_manifest.hub import LocalHub
-from checkpoints_manifest.manifest import Ledger
+from checkpoints_manifest.manifest import Ledger, Record
 from suite.config import RunConfig, dataset_dir
 
 
@@ -17,20 +17,40 @@ def publish_run(config: RunConfig, run_dir: Path, hub: LocalHub) -> tuple[int, i
     Returns:
         (new revisions, revisions in all).
     """
-    repo = f"{config.suite.hub_org}/{config.rung.name}"
-    tokenizer = (dataset_dir(config, run_dir) / "tokenizer.json").read_bytes()
+    repo = repository_of(config)
     records = Ledger(run_dir / "manifest.jsonl").records()
     present = set(hub.revisions(repo))
-    new = 0
-    for record in records:
-        revision = f"step{record['step']}"
-        if revision in present:
-            continue
-        weights = run_dir / "checkpoints" / revision / "model.safetensors"
-        with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
-            files = Path(scratch) / revision
-            export_revision(files, weights, dict(config.rung.model.hf), tokenizer, record)
-            hub.publish(repo, revision, files)
-        new += 1
+    missing = [record for record in records if f"step{record['step']}" not in present]
+    for record in missing:
+        publish_step(config, run_dir, hub, record, run_dir)
     hub.set_main(repo, f"step{records[-1]['step']}")
-    return new, len(records)
+    return len(missing), len(records)
+
+
+def repository_of(config: RunConfig) -> str:
+    """The repository of a run in its suite's local Hub: org/rung."""
+    return f"{config.suite.hub_org}/{config.rung.name}"
+
+
+def publish_step(
+    config: RunConfig, run_dir: Path, hub: LocalHub, record: Record, holder: Path
+) -> str:
+    """Publishes one checkpoint as `step{N}`.
+
+    Args:
+        config: the run.
+        run_dir: the run directory, whose dataset has the tokenizer.
+        hub: where to.
+        record: the checkpoint's record.
+        holder: the directory whose `checkpoints/` holds it: the run, or where it was recomputed.
+
+    Returns:
+        The commit id.
+    """
+    revision = f"step{record['step']}"
+    tokenizer = (dataset_dir(config, run_dir) / "tokenizer.json").read_bytes()
+    weights = holder / "checkpoints" / revision / "model.safetensors"
+    with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
+        files = Path(scratch) / revision
+        export_revision(files, weights, dict(config.rung.model.hf), tokenizer, record)
+        return hub.publish(repository_of(config), revision, files)

@@ -92,10 +92,7 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
 
 
 def native_quantiser() -> Quantiser | None:
-    """The compiled kernel for CPU tensors.
-
-    Built on first use; None where no C compiler is found.
-    """
+    """The compiled kernel for CPU tensors, built on first use; None without a C compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
@@ -132,9 +129,9 @@ def _check_values() -> torch.Tensor:
 
 
 def verified_quantiser(device: torch.device | str = "cpu") -> tuple[Quantiser, str]:
-    """The quantiser to train with.
+    """The quantiser to train with, checked against the eager form, and its name.
 
-    And its name ("native-c" or "eager"), checked against the eager form.
+    The name is "native-c" or "eager".
 
     Raises:
         RuntimeError: the compiled kernel and the eager form differ in any bit.

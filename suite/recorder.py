@@ -39,6 +39,7 @@ def metrics_line(update: int, tokens: int, lr: float, result: StepResult) -> byt
         "grad_norm": result.grad_norm,
         "clip_coef": result.clip_coef,
         "lr": lr,
+        "gradient": result.gradient,
     }
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
@@ -118,10 +119,7 @@ class Recorder:
         self._files[TIMING].write(json.dumps(timing).encode() + b"\n")
 
     def flush(self) -> str:
-        """Makes the logs durable and returns the sha256 of `metrics.jsonl` so far.
-
-        Called before each checkpoint.
-        """
+        """Makes the logs durable; returns the sha256 of `metrics.jsonl` so far."""
         for handle in self._files.values():
             handle.flush()
             os.fsync(handle.fileno())

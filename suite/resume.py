@@ -1,7 +1,4 @@
-"""Where a run stands: lock.
-
-Data, numerics and the newest complete checkpoint, checked before anything is computed.
-"""
+"""Where a run stands: lock, data, numerics and newest checkpoint, checked before any computing."""
 
 from __future__ import annotations
 

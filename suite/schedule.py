@@ -14,9 +14,7 @@ from suite.config import TrainConfig
 
 
 def cosine_v1(update: int, peak: float, train: TrainConfig) -> float:
-    """`cosine-v1`: linear warm-up from peak/warmup.
-
-    Then half a cosine from peak to `min_lr_ratio`·peak.
+    """`cosine-v1`: linear warm-up, then half a cosine from peak to `min_lr_ratio`·peak.
 
     Args:
         update: 1-based update number, in [1, train.steps].

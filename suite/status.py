@@ -12,10 +12,7 @@ from suite.verify_order import load_config
 
 
 def suite_status(path: Path) -> list[dict[str, Any]]:
-    """One row per run: rung.
-
-    Step, steps, loss (None before the first step), checkpoints, failure.
-    """
+    """One row per run: rung, step, steps, loss (None before step 1), checkpoints, failure."""
     rows = []
     for run_dir in run_dirs_of(path):
         config = load_config(run_dir)

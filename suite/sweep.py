@@ -1,6 +1,6 @@
-"""`tripod sweep SUITE`.
+"""`tripod sweep SUITE`: data, ladder, local Hub, verification, evaluation, report.
 
-Data, ladder, verification, local Hub, evaluation, report. Does only what is missing.
+Does only what is missing.
 
 Every part is a process of its own or a plain function; a killed sweep carries on with the same
 command to the same bits.

@@ -1,6 +1,4 @@
-"""Hydra entry point: `python -m suite.train suite=nano rung=nano-1m`.
-
-Or `--multirun suite=nano` for the ladder.
+"""Hydra entry point: `python -m suite.train suite=nano rung=nano-1m`, or a `--multirun` ladder.
 
 Every Hydra feature applies (overrides, `hydra/launcher=joblib`, sweeper parameters, `--cfg job`).
 The composed config is turned into frozen dataclasses here, and nothing below sees a `DictConfig`.

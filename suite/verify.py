@@ -43,9 +43,7 @@ def verify_all(run_dirs: list[Path], kinds: tuple[str, ...] = KINDS) -> list[Ver
 
 
 def run_dirs_of(path: Path) -> list[Path]:
-    """The run directories at a path.
-
-    The path itself, or the runs of a suite directory, in name order.
+    """The run directories at a path: itself, or the runs of a suite directory, in name order.
 
     Raises:
         FileNotFoundError: neither.

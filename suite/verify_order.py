@@ -1,6 +1,4 @@
-"""`tripod verify order`.
-
-All runs read the same tokens at every step, and it is what the index promises.
+"""`tripod verify order`: all runs read the same tokens at every step, those the index promises.
 
 Needs the runs' `order.log` files and ledgers; the promise is recomputed from the shards. O(steps)
 to compare.

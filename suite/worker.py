@@ -93,10 +93,7 @@ def save(
 
 
 def main() -> int:
-    """Entry point of one rank.
-
-    Trains, and leaves the reason of a failure in `failure.txt` for the launcher.
-    """
+    """Entry point of one rank; leaves the reason of a failure in `failure.txt` for the launcher."""
     die_with_parent()
     run_dir = Path(sys.argv[1])
     config = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))

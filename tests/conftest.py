@@ -1,7 +1,4 @@
-"""For every test: no network.
-
-And one thread, which numeric tests need (bits change with the thread count).
-"""
+"""For every test: no network, and one thread (bits change with the thread count)."""
 
 import os
 

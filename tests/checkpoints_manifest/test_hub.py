@@ -167,9 +167,17 @@ def test_publishing_again_changes_nothing_and_other_files_are_refused(hub, tmp_p
     assert hub.commit_of(REPO, "step1") == commit
 
 
-def test_history_is_linear_and_names_are_checked(hub, tmp_path):
-    with pytest.raises(CheckpointError, match="step8 comes before step16"):
-        hub.publish(REPO, "step8", tmp_path / "files-1")
+def test_a_step_added_between_others_changes_none_of_them(hub, tmp_path):
+    steps = hub.revisions(REPO)
+    before = {step: hub.commit_of(REPO, step) for step in steps}
+    hub.publish(REPO, "step8", tmp_path / "files-1")
+    assert hub.revisions(REPO) == sorted([*steps, "step8"], key=lambda name: int(name[4:]))
+    assert {step: hub.commit_of(REPO, step) for step in steps} == before
+    # Publishing a later step again still finds it unchanged, though its neighbour is new.
+    assert hub.publish(REPO, "step16", tmp_path / "files-16") == before["step16"]
+
+
+def test_names_are_checked(hub, tmp_path):
     with pytest.raises(CheckpointError, match="step"):
         hub.publish(REPO, "latest", tmp_path / "files-1")
     for bad in ("toy", "../../etc/x", "a/../b", "a/b/c"):

@@ -1,6 +1,4 @@
-"""Run by torchrun in test_exactness.py.
-
-Trains a tiny model in several ways and prints a digest for each.
+"""Run by torchrun in test_exactness.py: trains a tiny model several ways, a digest for each.
 
 Exact ways must give one digest for every number of ranks; the controls are what other trainers do,
 and must not.

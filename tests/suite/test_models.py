@@ -1,7 +1,4 @@
-"""Initialisation is keyed by (seed.
-
-Name): independent of layout and of everything else in the model.
-"""
+"""Initialisation is keyed by (seed, name): independent of everything else in the model."""
 
 import math
 

@@ -1,7 +1,4 @@
-"""Logs survive a resume without duplicates.
-
-And a batch that is not the promised one stops the run.
-"""
+"""Logs survive a resume without duplicates; a batch that was not promised stops the run."""
 
 import hashlib
 
@@ -18,7 +15,7 @@ ROWS = 3
 def result(update, salt=b""):
     digests = [hashlib.sha256(bytes([update, row]) + salt).digest() for row in range(ROWS)]
     losses = np.array([1.0, 0.1 * update, 3.0], dtype=np.float32)
-    return StepResult(1.0 / update, losses, digests, 0.5, 1.0)
+    return StepResult(1.0 / update, losses, digests, 0.5, 1.0, "0" * 64)
 
 
 LEAVES = b"".join(leaf(n - 1, result(n).sequence_digests) for n in range(1, 7))

@@ -17,48 +17,9 @@ import time
 import pytest
 
 from checkpoints_manifest.store import rewind
+from tests.suite.smoke import RUNGS, SAME_BYTES, flip, tripod
 
 pytestmark = pytest.mark.slow
-
-RUNGS = ["smoke-20k", "smoke-20k-seed1", "smoke-60k"]
-SAME_BYTES = [
-    "metrics.jsonl",
-    "order.log",
-    "sequence_loss.f32",
-    "manifest.jsonl",
-    "config.json",
-    "numerics.json",
-]
-
-
-def tripod(*arguments, **kwargs):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **kwargs.pop("env", {})}
-    return subprocess.run(
-        [sys.executable, "-m", "suite.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment, **kwargs,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    root = tmp_path_factory.mktemp("calm")
-    done = tripod("sweep", "smoke", "--root", root, "--ranks", 2)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return root / "smoke", done.stdout
-
-
-@pytest.fixture
-def copy(calm, tmp_path):
-    """A copy of the finished suite that a test may damage."""
-    target = tmp_path / "smoke"
-    shutil.copytree(calm[0], target, symlinks=True)
-    return target
-
-
-def flip(path, offset):
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
 
 
 def test_a_sweep_ends_with_verified_order_a_local_hub_and_a_report(calm):
@@ -121,10 +82,7 @@ def test_killed_at_three_random_moments_it_ends_in_the_same_bytes(calm, tmp_path
 
 
 def kill_sweep(root, ranks, moments):
-    """Starts the sweep, waits until it has trained a random number of new steps.
-
-    Kills its whole session.
-    """
+    """Starts the sweep, waits for a random number of new steps, and kills its whole session."""
     log = root / "smoke"
     before, wait_for = steps_done(log), moments.randrange(3, 15)
     command = [sys.executable, "-m", "suite.cli", "sweep", "smoke"]
