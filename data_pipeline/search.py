@@ -119,7 +119,8 @@ def sieve(ids: npt.NDArray[Any], wanted: Iterable[int]) -> Iterator[Ids]:
 def _compare(
     chunk: npt.NDArray[Any], known: npt.NDArray[Any], marks: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    found, one = marks
+    found: npt.NDArray[np.bool_] = marks[0]
+    one = marks[1]
     np.equal(chunk, known[0], out=found)
     for value in known[1:]:
         np.equal(chunk, value, out=one)
@@ -137,8 +138,10 @@ def _table(known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 def _look_up(
     chunk: npt.NDArray[Any], table: npt.NDArray[np.bool_], marks: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = marks[0]
     places = np.minimum(chunk.astype(np.int64), len(table) - 1)
-    return np.take(table, places, out=marks[0], mode="clip")
+    np.take(table, places, out=found, mode="clip")
+    return found
 
 
 class Frequencies:

@@ -140,10 +140,10 @@ class TextFinder:
                 by default.
             eod: The end-of-document mark; that of the dataset by default.
         """
-        index = getattr(stream, "index", None)
+        index: Any = getattr(stream, "index", None)
         self.stream = stream
         self.tokenizer = index.tokenizer() if tokenizer is None else tokenizer
-        mark = index.eod if eod is None else eod
+        mark = index.eod if eod is None and index is not None else eod
         self.vocabulary = Vocabulary.of(self.tokenizer, mark)
         self._frequencies = Frequencies(stream)
 

@@ -60,13 +60,13 @@ class Vocabulary:
         self._backward = sorted(piece[::-1] for piece in self._ids)
 
     @classmethod
-    def of(cls, tokenizer: DecodesBytes, eod: int) -> "Vocabulary":
-        """Decode every id of a tokenizer, once."""
+    def of(cls, tokenizer: DecodesBytes, eod: int | None) -> "Vocabulary":
+        """Decode every id of a tokenizer, once; ``eod`` is None where documents have no mark."""
         one = np.zeros(1, dtype=np.int64)
         pieces = []
         for one[0] in range(tokenizer.vocab_size):
             pieces.append(tokenizer.decode_bytes(one))
-        return cls(pieces, (eod,))
+        return cls(pieces, () if eod is None else (eod,))
 
     def spelled(self, piece: bytes) -> list[int]:
         """Return the ids whose bytes are ``piece``."""
@@ -223,7 +223,7 @@ class TextPattern:
         return [Match(*row) for row in rows[order].tolist()]
 
     def _extend_one(self, ids: npt.NDArray[Any], hits: Ids, start: int, end: int) -> Ids:
-        """Extend hits whose id covers bytes [start, end) of the text; [n, 3] of start, end, skip."""
+        """Extend hits whose id covers bytes [start, end) of the text; [n, 3]: start, end, skip."""
         first, skip = hits, np.full(len(hits), -start)
         if start > 0:
             first, left, kept = _walk(ids, hits, start, -1, self._before)
@@ -267,9 +267,7 @@ def _walk(
     return joined[0][order], joined[1][order], joined[2][order]
 
 
-def _advance(
-    here: npt.NDArray[Any], left: Ids, allowed: Any
-) -> tuple[Ids, npt.NDArray[np.bool_]]:
+def _advance(here: npt.NDArray[Any], left: Ids, allowed: Any) -> tuple[Ids, npt.NDArray[np.bool_]]:
     """Say which ids may stand here, and how many bytes are then left to read."""
     after, ok = left.copy(), np.zeros(len(here), dtype=bool)
     for size in _distinct(left):

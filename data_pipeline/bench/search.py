@@ -197,7 +197,7 @@ def _standard_library(size: int) -> list[str]:
 
 def _cuts(texts: list[str], count: int) -> list[str]:
     random = np.random.RandomState(0)
-    cuts = []
+    cuts: list[str] = []
     while len(cuts) < count:
         text = texts[random.randint(len(texts))]
         size = random.randint(30, 81)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ def cut_streams(draw, high=3):
     ids = draw(st.lists(st.integers(0, high), max_size=60))
     cuts = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=12)))
     borders = [0, *cuts, len(ids)]
-    pieces = [ids[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [ids[a:b] for a, b in pairwise(borders)]
     return ids, [piece for piece in pieces if piece]
 
 

@@ -195,12 +195,10 @@ def test_places_and_exposures_hold_the_text_in_their_document(real, corpus):
 
 def test_short_strings_and_single_characters_are_found(real, corpus):
     text_finder, _ = real
-    texts = [
-        (corpus / d.name).read_text(encoding="utf-8") for d in text_finder.stream.documents()
-    ]
-    for text in ("t", "or", "résu", "数", "Θ", "\n", "token1 ", "p9 "):
+    texts = [(corpus / d.name).read_text(encoding="utf-8") for d in text_finder.stream.documents()]
+    for text in ("t", "or", "Θ", "Θ4 ", "\n", "batch1", "p9 ", "antum"):
         found = list(text_finder.places(text_finder.patterns(text)[0]))
-        assert len(found) == sum(one.count(text) for one in texts), text
+        assert len(found) == sum(one.count(text) for one in texts) > 0, text
 
 
 def test_the_literal_mark_in_a_text_is_text_and_real_marks_are_not(real):
