@@ -14,6 +14,7 @@ import numpy.typing as npt
 from data_pipeline.digests import chain_start
 from data_pipeline.order import NAME
 from data_pipeline.orders import open_order
+from data_pipeline.overlay import Overlay
 from data_pipeline.shards import TokenStream
 
 
@@ -50,9 +51,12 @@ class BatchReader:
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.order = open_order(order, self.stream, seq_len, seed)
         self.num_sequences = self.order.num_sequences
-        self.overlay = None if overlay is None else _load_overlay(overlay)
+        self.overlay = None if overlay is None else Overlay.load(overlay)
         if self.overlay is not None:
-            self.overlay.expect(self.stream.index.digest, order, seed, seq_len, batch_size)
+            index = self.stream.index
+            self.overlay.expect(
+                index.digest, order, seed, seq_len, batch_size, index.vocab_size, index.eod
+            )
 
     def chain_start(self) -> bytes:
         """C_{-1}: the digest of everything that decides what is read."""
@@ -85,7 +89,7 @@ class BatchReader:
             raise ValueError(f"expected rows in [0, {self.batch_size}), found {rows}")
         ids = self.order.rows(self.sequences(step)[wanted])
         if self.overlay is not None:
-            ids = self.overlay.apply(step * self.batch_size + wanted, ids)
+            ids = self.overlay.apply_in_place(step * self.batch_size + wanted, ids)
         return ids
 
     def describe(self, step: int) -> list[dict[str, Any]]:
@@ -128,9 +132,3 @@ class BatchReader:
                 )
             column += last - first
         return described
-
-
-def _load_overlay(path: str | Path) -> Any:
-    from data_pipeline.overlay import Overlay
-
-    return Overlay.load(path)

@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from data_pipeline import cli_overlays, cli_proofs
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -50,14 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*")
 
     sub = add(
-        "verify",
-        _verify,
-        "recompute and compare; names the first divergence",
-        "verify order runs/nano",
+        "verify all", _verify, "order, checkpoints and labels, recomputed", "verify all runs/nano"
     )
-    sub.add_argument("kind", choices=["order", "checkpoints", "labels", "all"])
-    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
-    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    _add_verify_arguments(sub)
+    for kind, text in (
+        ("checkpoints", "recompute every file digest, tensor root, ledger link and chain"),
+        ("labels", "checkpoint N's loss on the next batch is what the trainer logged"),
+    ):
+        _add_verify_arguments(add(f"verify {kind}", _verify, text, f"verify {kind} runs/nano"))
+    cli_proofs.add_commands(add)
+    cli_overlays.add_commands(add)
 
     sub = add("data", _data, "build or verify a dataset directory", "data verify runs/nano/data")
     sub.add_argument("action", choices=["build", "verify"])
@@ -130,6 +133,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_verify_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
+    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line; Hydra overrides (`key=value`) may stand after options too."""
     parser = build_parser()
@@ -185,7 +193,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from suite.verify import KINDS, run_dirs_of, verify_all, verify_kind
 
     run_dirs = [run for path in arguments.paths for run in run_dirs_of(path)]
-    kinds = KINDS if arguments.kind == "all" else (arguments.kind,)
+    kind = arguments.subcommand
+    kinds = KINDS if kind == "all" else (kind,)
     if not arguments.json:
         return 0 if all(v.ok for v in verify_all(run_dirs, kinds)) else 1
     verdicts = [verify_kind(kind, run_dirs) for kind in kinds]

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.canonical import is_sha256_hex
+from data_pipeline.orders import ORDERS
+
 FAMILIES = ("gpt_neox",)
 INITIALISATIONS = ("small-wang-v1",)
-ORDERS = ("order-v1",)
 SCHEDULES = ("cosine-v1",)
 PRECISIONS = ("fp32", "bf16")
 REDUCTIONS = ("fixed64-v1",)
@@ -112,9 +114,10 @@ class DataConfig:
         _one_of("data.order", self.order, ORDERS)
         _at_least("data.seq_len", self.seq_len, 2)
         _at_least("data.batch_size", self.batch_size, 1)
-        if self.overlay is not None:
+        if self.overlay is not None and not is_sha256_hex(self.overlay):
             raise ConfigError(
-                f"data.overlay={self.overlay!r}: overlays are not built yet; set it to null"
+                f"data.overlay={self.overlay!r}: expected null, or the digest of an overlay that "
+                "lies in the suite directory as overlays/<digest>.json (`tripod overlay write`)"
             )
 
 
