@@ -161,8 +161,10 @@ class TextFinder:
     def places(self, pattern: TextPattern, stream: Stream | None = None) -> Iterator[Place]:
         """Yield the places of a pattern in the stream (or in another one of this dataset)."""
         stream = self.stream if stream is None else stream
+        document = None
         for match in pattern.search(stream):
-            document = stream.document_at(match.start)
+            if document is None or not document.start <= match.start < document.end:
+                document = stream.document_at(match.start)
             whole = match.end <= document.end
             yield Place(match.start, match.end, match.skip, document, whole)
 
