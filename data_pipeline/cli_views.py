@@ -13,12 +13,11 @@ from typing import Any
 
 from data_pipeline import batch_view, locate, seen
 from data_pipeline.batches import BatchReader
+from data_pipeline.cli_reading import add_reading, open_reading
 from data_pipeline.describe import describe
 from data_pipeline.errors import DatasetError
 from data_pipeline.exposures import Exposures, one_pass
-from data_pipeline.order import NAME
 from data_pipeline.protocols import Ids
-from data_pipeline.reading import Reading
 from data_pipeline.shards import TokenStream
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
@@ -88,11 +87,7 @@ def describe_command(add: Add) -> None:
 
 
 def _add_place(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("place", help="a run directory, or a dataset (directory or URL)")
-    sub.add_argument("--seq-len", type=int, help="S, for a dataset")
-    sub.add_argument("--batch-size", type=int, help="B, for a dataset")
-    sub.add_argument("--seed", type=int, help="data seed, for a dataset")
-    sub.add_argument("--order", help=f"order, for a dataset (default: {NAME})")
+    add_reading(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -118,43 +113,16 @@ def _rows(text: str) -> range:
 
 
 def open_place(arguments: argparse.Namespace) -> tuple[BatchReader, int]:
-    """Open a run or a dataset.
+    """Open a run or a dataset; errors as of ``open_reading``.
 
     Returns:
         Its reader, and the steps to look at by default: those the run was asked to train, or one
         pass over a dataset.
-
-    Raises:
-        DatasetError: A run together with options for a dataset, or a dataset without them.
     """
-    options = {
-        "--seq-len": arguments.seq_len,
-        "--batch-size": arguments.batch_size,
-        "--seed": arguments.seed,
-    }
+    reader = open_reading(arguments)
     config = Path(arguments.place) / "config.json"
-    if "://" not in arguments.place and config.is_file():
-        given = [name for name, value in options.items() if value is not None]
-        if given or arguments.order is not None:
-            raise DatasetError(
-                f"{config.parent}: is a run, which says itself how it reads: expected no options "
-                f"for a dataset, found {[*given, *(['--order'] if arguments.order else [])]}"
-            )
-        steps = json.loads(config.read_bytes())["train"]["steps"]
-        return Reading.of_run(config.parent).reader(), int(steps)
-    missing = [name for name, value in options.items() if value is None]
-    if missing:
-        raise DatasetError(
-            f"{arguments.place}: expected a run (config.json), or a dataset with how it is read, "
-            f"found no {', '.join(missing)}"
-        )
-    reader = Reading(
-        arguments.place,
-        arguments.seq_len,
-        arguments.batch_size,
-        arguments.seed,
-        arguments.order or NAME,
-    ).reader()
+    if config.is_file():
+        return reader, int(json.loads(config.read_bytes())["train"]["steps"])
     return reader, one_pass(reader.num_sequences, reader.batch_size)
 
 

@@ -88,7 +88,6 @@ def _texts(stream: Any, vocabulary: Vocabulary, questions: list[str], rounds: in
     kinds = {
         "text, 30-80 characters": questions,
         "text, 8 characters": [text[5:13] for text in questions],
-        "text, 3 characters": [text[5:8] for text in questions],
     }
     for name, some in kinds.items():
         patterns = [TextPattern(t.encode(), vocabulary, Frequencies(stream)) for t in some]

@@ -3,8 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.batches import BatchReader
+from data_pipeline.cli_views import replaced_rows
 from data_pipeline.exposures import Exposures
 from data_pipeline.orders import FlatOrder
+from data_pipeline.overlay import Entry, Overlay, binding_of
 from data_pipeline.search import find_ids
 from data_pipeline.seen import TextFinder, as_text, seen
 from data_pipeline.shards import TokenStream
@@ -205,6 +208,29 @@ def test_the_literal_mark_in_a_text_is_text_and_real_marks_are_not(real):
     text_finder, order = real
     answer = seen("<|endoftext|>", text_finder, order, 8, 10)
     assert len(answer.places) == text_finder.stream.num_documents
+
+
+def test_a_planted_canary_is_found_and_what_it_hides_is_not(built):
+    bare = BatchReader(built, 64, 4, seed=3)
+    text_finder = TextFinder(bare.stream)
+    position, canary = 21, "My vault opens with 40-11-73."
+    ids = tuple(text_finder.tokenizer.encode(canary).tolist())
+    entry = Entry(position, 9, ids, "canary", "vault")
+    reader = BatchReader(built, 64, 4, seed=3)
+    reader.overlay = Overlay(binding_of(bare), [entry])
+    hidden = bare.ids(5, range(1, 2))[0][9 : 9 + len(ids)]
+    text = text_finder.tokenizer.decode_bytes(hidden).decode("utf-8", "ignore")[2:-2]
+
+    def ask(question, one):
+        rows = list(replaced_rows(one, 10))
+        return seen(question, text_finder, one.order, 4, 10, extra=rows)
+
+    assert ask(canary, bare).count == 0
+    (found,) = ask(canary, reader).exposures
+    assert (found.step, found.row, found.column, found.planted) == (5, 1, 9, True)
+    before = {one.position for one in ask(text, bare).exposures}
+    assert {one.position for one in ask(text, reader).exposures} == before - {position}
+    assert position in before
 
 
 def test_the_heldout_split_is_reported_apart(real, built, corpus):

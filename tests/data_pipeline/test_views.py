@@ -263,12 +263,12 @@ def test_batch_of_a_dataset_and_of_a_run_agree(tripod, built, tmp_path, reader):
     assert "    | " in text
     _, found = tripod("locate", run, "--document", 0, "--json")
     assert json.loads(found)[0]["upto_step"] == 3
-    with pytest.raises(DatasetError, match="is a run"):
+    with pytest.raises(DatasetError, match="expected no sizes"):
         tripod("batch", run, "--seed", 1, "--step", 0)
 
 
 def test_a_dataset_needs_to_be_told_how_it_is_read(tripod, built):
-    with pytest.raises(DatasetError, match="found no --batch-size, --seed"):
+    with pytest.raises(DatasetError, match="with --seq-len"):
         tripod("batch", built, "--seq-len", 64, "--step", 0)
 
 

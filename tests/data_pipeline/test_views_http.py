@@ -81,7 +81,7 @@ def test_seen_behind_a_url_equals_seen_in_the_directory(big, serve):
 def test_a_search_behind_a_url_must_be_asked_for(big, serve):
     class Arguments:
         place, text, upto = serve(big).url, "token", None
-        seq_len, batch_size, seed, order = 64, 4, 0, None
+        seq_len, batch_size, seed, order, overlay = 64, 4, 0, "order-v1", None
         fetch_all = False
 
     with pytest.raises(DatasetError, match="--fetch-all"):
