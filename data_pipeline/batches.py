@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.datasets import open_stream
 from data_pipeline.digests import chain_start
 from data_pipeline.order import NAME
 from data_pipeline.orders import open_order
 from data_pipeline.overlay import Overlay
-from data_pipeline.shards import TokenStream
 
 
 class BatchReader:
@@ -47,7 +47,7 @@ class BatchReader:
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, found {batch_size}")
-        self.stream = TokenStream(dataset)
+        self.stream = open_stream(dataset)
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.order = open_order(order, self.stream, seq_len, seed)
         self.num_sequences = self.order.num_sequences

@@ -24,9 +24,9 @@ from data_pipeline.compare import (
     locate_divergence,
     promised_rows,
 )
+from data_pipeline.datasets import verify_any
 from data_pipeline.digests import DIGEST_BYTES, chain_over, split_leaves
 from data_pipeline.errors import DatasetError
-from data_pipeline.index import verify_dataset
 from data_pipeline.prove import start_of
 from data_pipeline.reading import Reading
 from data_pipeline.run_dir import RunOrder
@@ -52,7 +52,7 @@ def verify_order(
     run_dirs: Sequence[str | Path],
     recompute: bool = False,
     progress: Callable[[str], None] | None = None,
-    verify_data: Callable[[str], object] = verify_dataset,
+    verify_data: Callable[[str], object] = verify_any,
 ) -> OrderVerdict:
     """Compare any number of runs with each other, with their ledgers and with their index.
 

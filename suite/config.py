@@ -98,17 +98,18 @@ class RungConfig:
 class DataConfig:
     """What is read and in which order.
 
-    `build` is the recipe of `data_pipeline.build.build_dataset`.
+    `build` is the recipe of `suite.data.build`; it is no part of a run's identity, because
+    `index_digest` stands for what it made.
     """
 
     dir: str
-    build: Mapping[str, Any]
     index_digest: str | None
     order: str
     seed: int
     seq_len: int
     batch_size: int
     overlay: str | None
+    build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("data.order", self.order, ORDERS)
@@ -218,11 +219,13 @@ class RunConfig:
     def to_record(self) -> dict[str, Any]:
         """The run's identity as plain mappings and lists.
 
-        The ladder is not part of it, so a suite can grow.
+        The ladder is not part of it, so a suite can grow; nor is the recipe of the dataset, whose
+        digest stands for it.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         for key in ("ladder", "axes"):
             del record["suite"][key]
+        del record["data"]["build"]
         return record
 
     def to_bytes(self) -> bytes:
@@ -257,7 +260,11 @@ def _build(kind: Any, value: Any, path: str) -> Any:
             f"unknown key {prefix}{unknown[0]}; the keys of {path or 'the configuration'} are: "
             f"{', '.join(hints)}"
         )
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    needed = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     missing = [name for name in needed if name not in value]
     if missing:
         raise ConfigError(f"missing key {prefix}{missing[0]}")
