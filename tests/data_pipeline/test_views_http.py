@@ -36,12 +36,12 @@ def corpus_bytes(root):
 def test_batch_fetches_its_rows_and_records_only(big, serve):
     server = serve(big)
     reader = opened(server.url)
-    index = (big / "index.json").stat().st_size
-    assert server.sent == index
+    opening = server.sent
+    assert opening <= 2 * (big / "index.json").stat().st_size
     view = view_batch(reader, 3)
     documents = sum(len(row["documents"]) for row in view["rows"])
     # Rows, one record a document, and blocks of 4 KiB of the table of documents.
-    fetched = server.sent - index
+    fetched = server.sent - opening
     assert fetched <= 4 * 65 * 2 + documents * 400 + 12 * 4096
     assert fetched < corpus_bytes(big) / 5
     assert view == view_batch(BatchReader(big, 64, 4, 0), 3)
@@ -75,7 +75,7 @@ def test_seen_behind_a_url_equals_seen_in_the_directory(big, serve):
     local, remote = BatchReader(big, 64, 4, 0), opened(serve(big).url)
     answers = [seen("# 11", TextFinder(one.stream), one.order, 4, 50) for one in (local, remote)]
     assert answers[0].record() == answers[1].record()
-    assert answers[0].count >= 2
+    assert answers[0].count >= 1
 
 
 def test_a_search_behind_a_url_must_be_asked_for(big, serve):
