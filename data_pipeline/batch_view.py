@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.batches import BatchReader
+from data_pipeline.datasets import notices
 from data_pipeline.digests import leaf, sequence_digests
 from data_pipeline.exposures import document_label, document_record
 from data_pipeline.protocols import DocumentRef, Ids
@@ -40,10 +41,11 @@ def view_batch(
         tokenizer: To decode the ids of every document; none leaves the text out.
 
     Returns:
-        ``{"step", "batch_size", "seq_len", "leaf", "rows"}``; ``leaf`` is hex, or None where only
-        some rows were asked for. A row is ``{"row", "position", "sequence", "digest", "overlay",
-        "documents"}``; a document is its record, with ``column`` and ``end_column`` in the row's
-        S+1 ids, ``offset``, the ids of it that come before this row, and ``text``.
+        ``{"step", "batch_size", "seq_len", "leaf", "notices", "rows"}``. ``leaf`` is hex, or None
+        where only some rows were asked for; ``notices`` is what users of this kind of dataset must
+        know. A row is ``{"row", "position", "sequence", "digest", "overlay", "documents"}``; a
+        document is its record, with ``column`` and ``end_column`` in the row's S+1 ids, ``offset``,
+        the ids of it that come before this row, and ``text``.
 
     Raises:
         ValueError: A negative step or rows outside the batch.
@@ -58,6 +60,7 @@ def view_batch(
         "batch_size": reader.batch_size,
         "seq_len": reader.seq_len,
         "leaf": leaf(step, digests).hex() if wanted == everything else None,
+        "notices": notices(reader.stream.index),
         "rows": [
             _row(reader, first + row, row, line, digest, tokenizer)
             for row, line, digest in zip(wanted, ids, digests, strict=True)
@@ -121,7 +124,7 @@ def as_text(view: dict[str, Any]) -> str:
             before = f"  after {one['offset']} ids of it" if one["offset"] else ""
             lines.append(f"  {_columns(one)}  {one['label']}{before}")
             lines += ["    | " + line for line in one.get("text", "").splitlines()]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"note: {notice}" for notice in view["notices"]])
 
 
 def _columns(record: dict[str, Any]) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 from data_pipeline import batch_view, locate, seen
 from data_pipeline.batches import BatchReader
 from data_pipeline.cli_reading import add_reading, open_reading
+from data_pipeline.datasets import Index, notices, open_index, open_stream
 from data_pipeline.describe import describe
 from data_pipeline.errors import DatasetError
 from data_pipeline.exposures import Exposures, one_pass
-from data_pipeline.protocols import Ids
-from data_pipeline.shards import TokenStream
+from data_pipeline.index import ShardIndex
+from data_pipeline.megatron_index import SPLITS as MEGATRON_SPLITS
+from data_pipeline.protocols import Ids, Stream
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -138,8 +140,9 @@ def run_batch(arguments: argparse.Namespace) -> int:
 def run_seen(arguments: argparse.Namespace) -> int:
     """Print every exposure of a text; status 1 when the answer is not complete."""
     reader, steps = open_place(arguments)
-    if not reader.stream.index.storage.is_local and not arguments.fetch_all:
-        size = reader.stream.num_tokens * reader.stream.index.dtype.itemsize
+    index = reader.stream.index
+    if isinstance(index, ShardIndex) and not index.storage.is_local and not arguments.fetch_all:
+        size = reader.stream.num_tokens * index.dtype.itemsize
         raise DatasetError(
             f"{arguments.place}: a search reads every shard, {size / 1e9:.3f} GB over the network; "
             "ask for it with --fetch-all, or search a copy"
@@ -152,7 +155,7 @@ def run_seen(arguments: argparse.Namespace) -> int:
         reader.batch_size,
         upto,
         extra=replaced_rows(reader, upto),
-        heldout=_split(reader, "heldout") if arguments.heldout else None,
+        heldout=_heldout(reader) if arguments.heldout else None,
         limit=arguments.limit,
     )
     _print(arguments, answer.record(), seen.as_text(answer))
@@ -184,12 +187,13 @@ def run_locate(arguments: argparse.Namespace) -> int:
 
 def run_describe(arguments: argparse.Namespace) -> int:
     """Print the main tables of a dataset and write all of them."""
-    train = TokenStream(arguments.dataset)
-    splits = {name: TokenStream(arguments.dataset, name) for name in train.index.splits}
+    index = open_index(arguments.dataset)
+    splits = {name: open_stream(arguments.dataset, name) for name in _splits(index)}
     found = describe(
         {name: stream for name, stream in splits.items() if stream.num_tokens},
         arguments.seq_len,
-        train.index.tokenizer(),
+        None if index.data["tokenizer"] is None else index.tokenizer(),
+        notices(index),
     )
     for name in ("sources", "lengths", "duplicates", "sequences"):
         if len(found.tables[name]):
@@ -202,8 +206,22 @@ def run_describe(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _split(reader: BatchReader, split: str) -> TokenStream:
-    return TokenStream(str(reader.stream.index.storage), split)
+def _splits(index: Index) -> tuple[str, ...]:
+    """The splits that a dataset has, ``train`` first."""
+    if isinstance(index, ShardIndex):
+        return tuple(sorted(index.splits, key=lambda name: name != "train"))
+    return MEGATRON_SPLITS if index.plan is not None and index.plan.split else ("train",)
+
+
+def _heldout(reader: BatchReader) -> Stream:
+    """The split that is kept from training: ``heldout``, or ``valid`` of Megatron files."""
+    names = _splits(reader.stream.index)
+    if len(names) == 1:
+        raise DatasetError(
+            f"{reader.stream.index.storage}: expected a held-out split, found {names[0]} only; "
+            "leave out --heldout"
+        )
+    return open_stream(str(reader.stream.index.storage), names[1])
 
 
 def _print(arguments: argparse.Namespace, record: Any, text: str) -> None:

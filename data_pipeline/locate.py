@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.canonical import canonical_json
+from data_pipeline.datasets import AnyStream
 from data_pipeline.errors import DatasetError
 from data_pipeline.exposures import Exposures, Part, document_label, document_record
 from data_pipeline.protocols import DocumentRef, Stream
@@ -130,7 +131,7 @@ def _is_called(document: DocumentRef, name: str) -> bool:
 
 
 def _by_number(stream: Stream, number: int) -> DocumentRef:
-    if isinstance(stream, TokenStream):
+    if isinstance(stream, AnyStream):
         return stream.document(number)
     return next(one for one in stream.documents() if one.index == number)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.datasets import AnyStream, notices
 from data_pipeline.exposures import Exposures, document_label, document_record
 from data_pipeline.protocols import DocumentRef, Ids, Order, Stream
 from data_pipeline.search import Frequencies
@@ -210,19 +211,19 @@ def seen(
     held = None
     if heldout is not None:
         held = [p for one in patterns for p in islice(finder.places(one, heldout), limit + 1)]
-        found += held[limit:]
+    more = len(found) > limit or len(held or ()) > limit
     return Seen(
         text=text,
         needles=tuple(one.text.decode("utf-8", "replace") for one in patterns),
         upto_step=upto_step,
         seq_len=order.seq_len,
-        complete=len(found) <= len(places),
+        complete=not more,
         candidates=max(one.candidates for one in patterns),
         places=places,
         exposures=[one for one in readings if one.whole],
         split=[one for one in readings if not one.whole],
         heldout=None if held is None else held[:limit],
-        notices=_notices(len(found) > len(places), limit, places, len(patterns)),
+        notices=[*_of_dataset(finder.stream), *_notices(more, limit, places, len(patterns))],
     )
 
 
@@ -298,18 +299,22 @@ def _document_of(
     return None
 
 
+def _of_dataset(stream: Stream) -> list[str]:
+    return notices(stream.index) if isinstance(stream, AnyStream) else []
+
+
 def _notices(more: bool, limit: int, places: list[Place], needles: int) -> list[str]:
-    notices = []
+    found = []
     if more:
-        notices.append(
+        found.append(
             f"more than {limit} places hold the text: only the first {limit} are mapped to steps; "
             "ask for a longer text, or raise the limit"
         )
     if not all(place.one_document for place in places):
-        notices.append("some places run over a border between documents that no mark shows")
+        found.append("some places run over a border between documents that no mark shows")
     if needles > 1:
-        notices.append("the tokenizer changes this text: both forms were searched")
-    return notices
+        found.append("the tokenizer changes this text: both forms were searched")
+    return found
 
 
 def as_text(answer: Seen, most: int = 20) -> str:
