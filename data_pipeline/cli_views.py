@@ -125,7 +125,7 @@ def open_place(arguments: argparse.Namespace) -> tuple[BatchReader, int]:
     config = Path(arguments.place) / "config.json"
     if config.is_file():
         return reader, int(json.loads(config.read_bytes())["train"]["steps"])
-    return reader, one_pass(reader.num_sequences, reader.batch_size)
+    return reader, one_pass(reader.order, reader.batch_size)
 
 
 def run_batch(arguments: argparse.Namespace) -> int:

@@ -107,6 +107,9 @@ def document_label(document: DocumentRef) -> str:
     return f"{document.source}:{document.name}{record}"
 
 
-def one_pass(num_sequences: int, batch_size: int) -> int:
-    """Return the steps that read every sequence once."""
-    return -(-num_sequences // batch_size)
+def one_pass(order: Order, batch_size: int) -> int:
+    """Return the steps that read every sequence once; of an order that ends, the whole steps."""
+    positions = getattr(order, "num_positions", None)
+    if positions is None:
+        return -(-order.num_sequences // batch_size)
+    return int(positions) // batch_size
