@@ -216,42 +216,64 @@ def read_until_told(hub, tell):
         os.write(tell, b".")
 
 
-def test_readers_see_whole_revisions_while_others_publish_and_collect(hub, tmp_path):
+@contextlib.contextmanager
+def readers(hub, count):
+    """Reading processes; after the block, none of them may have found anything wrong."""
     read_end, tell = os.pipe()
-    readers = []
-    for _ in range(2):
-        child = os.fork()
-        if child == 0:
-            # Whatever ends it, even an exception, it must not run the rest of the test.
-            with contextlib.ExitStack() as stack:
-                stack.callback(os._exit, 3)
-                read_until_told(hub, tell)
-        readers.append(child)
-    os.close(tell)
+    children = []
+    try:
+        for _ in range(count):
+            child = os.fork()
+            if child == 0:
+                # Whatever ends it, even an exception, it must not run the rest of the test.
+                with contextlib.ExitStack() as stack:
+                    stack.callback(os._exit, 3)
+                    read_until_told(hub, tell)
+            children.append(child)
+        yield
+        assert len(os.read(read_end, 1 << 16)) > count
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert ends == [-signal.SIGKILL] * count
+
+
+@contextlib.contextmanager
+def collecting(hub):
+    """Collects garbage all the time, in a thread."""
+    done, problems = threading.Event(), []
 
     def collect():
         while not done.is_set():
-            collect_garbage(hub, REPO)
+            try:
+                collect_garbage(hub, REPO)
+            except (CheckpointError, OSError) as error:
+                problems.append(error)
+                return
 
-    done = threading.Event()
     collector = threading.Thread(target=collect)
     collector.start()
-    until = time.monotonic() + 1.5
-    step = 5
-    while time.monotonic() < until or step < 8:
-        # A snapshot without a ref, as a killed writer leaves it, and then the whole step.
-        stray = place(hub, "snapshots", hashlib.sha1(str(step).encode()).hexdigest())
-        stray.mkdir()
-        (stray / "config.json").symlink_to("../../blobs/none")
-        put(hub, tmp_path, step)
-        hub.set_main(REPO, f"step{step}")
-        step += 1
-    done.set()
-    collector.join()
-    assert len(os.read(read_end, 1 << 16)) > 2
-    for child in readers:
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    try:
+        yield
+    finally:
+        done.set()
+        collector.join()
+    assert problems == []
+
+
+def test_readers_see_whole_revisions_while_others_publish_and_collect(hub, tmp_path):
+    step, until = 5, time.monotonic() + 1.5
+    with readers(hub, 2), collecting(hub):
+        while time.monotonic() < until or step < 8:
+            # A snapshot without a ref, as a killed writer leaves it, and then the whole step.
+            stray = place(hub, "snapshots", hashlib.sha1(str(step).encode()).hexdigest())
+            stray.mkdir()
+            with contextlib.suppress(FileNotFoundError):
+                (stray / "config.json").symlink_to("../../blobs/none")
+            put(hub, tmp_path, step)
+            hub.set_main(REPO, f"step{step}")
+            step += 1
     collect_garbage(hub, REPO)
     found = scan_cache_dir(hub.root)
     assert not found.warnings
