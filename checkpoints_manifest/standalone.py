@@ -201,7 +201,10 @@ def read_header(path: Path) -> tuple[list[Tensor], int]:
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=no_duplicates)
-        entries = [entry(name, item) for name, item in header.items() if name != "__metadata__"]
+        metadata = header.pop("__metadata__", {})
+        if type(metadata) is not dict or any(type(v) is not str for v in metadata.values()):
+            raise TypeError(f"__metadata__ is not from text to text: {metadata!r:.100}")
+        entries = [entry(name, item) for name, item in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Wrong(f"{path}: the safetensors header is broken ({error})") from error
     entries.sort(key=lambda e: e[3:])

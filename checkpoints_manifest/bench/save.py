@@ -133,7 +133,7 @@ def _deepspeed() -> Saver:
         TorchCheckpointEngine,
     )
 
-    engine = TorchCheckpointEngine({})
+    engine = TorchCheckpointEngine()
 
     def save(place: Path, w: Tensors, m: Tensors) -> None:
         engine.save({"module": w, "optimizer": m}, str(place / "state.pt"))
