@@ -8,8 +8,11 @@ set `HF_HUB_OFFLINE=1`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
@@ -25,7 +28,7 @@ _STEP = re.compile(r"step(?:0|[1-9][0-9]*)")
 class LocalHub:
     """Revisions of models below one cache directory.
 
-    One writer per repository; any number of readers.
+    One writer per repository at a time (they wait for each other); any number of readers.
     """
 
     def __init__(self, root: Path) -> None:
@@ -55,6 +58,15 @@ class LocalHub:
         ref = self.repository(repo_id) / "refs" / revision
         return ref.read_text() if ref.exists() else None
 
+    @contextmanager
+    def lock(self, repo_id: str) -> Iterator[None]:
+        """Holds a repository against other writers; readers need no lock. Waits for its turn."""
+        path = self.root / ".locks" / self.repository(repo_id).name / "writer.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def publish(self, repo_id: str, revision: str, files: Path) -> str:
         """Publishes a directory of files as `step{N}` on top of the steps before it.
 
@@ -72,6 +84,10 @@ class LocalHub:
         """
         if not _STEP.fullmatch(revision):
             raise CheckpointError(f"expected a revision step{{N}}, found {revision!r}")
+        with self.lock(repo_id):
+            return self._publish(repo_id, revision, files)
+
+    def _publish(self, repo_id: str, revision: str, files: Path) -> str:
         repository = self.repository(repo_id)
         before = [name for name in self.revisions(repo_id) if _number(name) != _number(revision)]
         existing = self.commit_of(repo_id, revision)
@@ -93,11 +109,12 @@ class LocalHub:
 
     def set_main(self, repo_id: str, revision: str) -> None:
         """Points `main` at a published revision."""
-        commit = self.commit_of(repo_id, revision)
-        if commit is None:
-            raise CheckpointError(f"{repo_id} has no revision {revision}; publish it first")
-        if self.commit_of(repo_id, "main") != commit:
-            _set_ref(self.repository(repo_id), "main", commit)
+        with self.lock(repo_id):
+            commit = self.commit_of(repo_id, revision)
+            if commit is None:
+                raise CheckpointError(f"{repo_id} has no revision {revision}; publish it first")
+            if self.commit_of(repo_id, "main") != commit:
+                _set_ref(self.repository(repo_id), "main", commit)
 
 
 def _number(revision: str) -> int:
