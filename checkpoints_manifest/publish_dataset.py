@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.hub_answers import RemoteFile
 from checkpoints_manifest.main_branch import bring_main, differing
 from checkpoints_manifest.published import fact_of
-from checkpoints_manifest.remote import Remote, RemoteFile
+from checkpoints_manifest.remote import Remote
 from checkpoints_manifest.run_files import LOGS, ORDER_KEYS, RunFiles
 from data_pipeline.digests import chain_start
 
