@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.gitobjects import blob_id, lfs_pointer, tree_id
+from checkpoints_manifest.hub import LocalHub
 from checkpoints_manifest.manifest import Ledger, record_digest
 from checkpoints_manifest.pacer import Pacer
 from checkpoints_manifest.publish import Options, dry_run, publish
@@ -128,6 +130,26 @@ def test_main_holds_ledger_card_logs_and_the_last_step(hub, run_dir):
     for text in (done.digest, record_digest(records[-1]), heads["step2"], "org/toy-data"):
         assert text in card
     assert b"<svg" in read("loss.svg")
+
+
+def test_trees_are_those_of_the_local_hub(hub, run_dir, tmp_path):
+    """Commits cannot agree (a server writes its own author and date); what they hold does."""
+    go(hub, run_dir)
+    run, local = RunFiles.read(run_dir), LocalHub(tmp_path / "local")
+    repository = hub.repository("model", REPO)
+    for record in run.records:
+        name = f"step{record['step']}"
+        run.export(record, tmp_path / name, with_state=False)
+        commit = local.publish(REPO, name, tmp_path / name)
+        snapshot = local.repository(REPO) / "snapshots" / commit
+        ids = {
+            path.name: blob_id(lfs_pointer(sha256_file(path), path.stat().st_size))
+            if path.suffix == ".safetensors"
+            else blob_id(path.read_bytes())
+            for path in snapshot.iterdir()
+        }
+        tree = repository.git("rev-parse", f"refs/heads/{name}^{{tree}}").decode().strip()
+        assert tree == tree_id(ids)
 
 
 def test_published_again_nothing_changes(hub, run_dir):
