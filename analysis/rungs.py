@@ -186,6 +186,13 @@ class SuiteDir:
         """
         if self.data["order"] != ORDER_V1:
             raise AnalysisError(f"expected order {ORDER_V1!r}, found {self.data['order']!r}")
+        mixture = ShardIndex.load(self.dataset).data["mixture"]
+        if self.data["overlay"] is not None or mixture is not None:
+            raise AnalysisError(
+                f"expected a run without overlay and mixture, found overlay {self.data['overlay']} "
+                f"and mixture {mixture}: the probes of this analysis would name other sequences "
+                "than were read; train and verify such a suite, and search it with `tripod seen`"
+            )
         return OrderV1(num_sequences, self.data["index_digest"], int(self.data["seed"]))
 
 

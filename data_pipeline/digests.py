@@ -21,6 +21,7 @@ import numpy.typing as npt
 from data_pipeline.canonical import canonical_json
 
 DIGEST_BYTES = 32
+_ROWS = 32  # rows of 2,049 ids that are narrowed and hashed at a time: they stay in cache
 _LEAF_DOMAIN = b"leaf-v1\0"
 _CHAIN_DOMAIN = b"chain-v1\0"
 
@@ -42,12 +43,27 @@ def sequence_digests(ids_BT: npt.NDArray[np.integer[Any]]) -> list[bytes]:
         raise ValueError(
             f"expected integer ids of shape [B, S+1], found {ids_BT.dtype} {ids_BT.shape}"
         )
-    if ids_BT.size and (int(ids_BT.min()) < 0 or int(ids_BT.max()) >= 1 << 32):
-        raise ValueError(
-            f"expected ids in [0, 2^32), found {int(ids_BT.min())}..{int(ids_BT.max())}"
-        )
-    rows = np.ascontiguousarray(ids_BT, dtype="<u4")
-    return [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    digests: list[bytes] = []
+    for first in range(0, len(ids_BT), _ROWS):
+        rows = ids_BT[first : first + _ROWS]
+        _expect_32_bits(rows)
+        digests += _row_digests(np.ascontiguousarray(rows, dtype="<u4"))
+    return digests
+
+
+def _expect_32_bits(ids: npt.NDArray[np.integer[Any]]) -> None:
+    if ids.size and not np.can_cast(ids.dtype, np.uint32, "safe"):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= 1 << 32:
+            raise ValueError(f"expected ids in [0, 2^32), found {low}..{high}")
+
+
+def _row_digests(rows: npt.NDArray[np.uint32]) -> list[bytes]:
+    """Hash each row where it lies; SHA-256 is nine tenths of the time."""
+    size = rows.shape[1] * rows.itemsize
+    data = rows.reshape(-1).data.cast("B")
+    starts = range(0, len(rows) * size, size) if size else [0] * len(rows)
+    return [hashlib.sha256(data[start : start + size]).digest() for start in starts]
 
 
 def leaf(step: int, digests: Sequence[bytes]) -> bytes:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.canonical import is_sha256_hex
+from data_pipeline.orders import ORDERS
 from suite.families import FAMILIES, problems
 
-ORDERS = ("order-v1",)
 SCHEDULES = ("cosine-v1",)
 PRECISIONS = ("fp32", "bf16")
 REDUCTIONS = ("fixed64-v1",)
@@ -100,25 +101,27 @@ class RungConfig:
 class DataConfig:
     """What is read and in which order.
 
-    `build` is the recipe of `data_pipeline.build.build_dataset`.
+    `build` is the recipe of `suite.data.build`; it is no part of a run's identity, because
+    `index_digest` stands for what it made.
     """
 
     dir: str
-    build: Mapping[str, Any]
     index_digest: str | None
     order: str
     seed: int
     seq_len: int
     batch_size: int
     overlay: str | None
+    build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("data.order", self.order, ORDERS)
         _at_least("data.seq_len", self.seq_len, 2)
         _at_least("data.batch_size", self.batch_size, 1)
-        if self.overlay is not None:
+        if self.overlay is not None and not is_sha256_hex(self.overlay):
             raise ConfigError(
-                f"data.overlay={self.overlay!r}: overlays are not built yet; set it to null"
+                f"data.overlay={self.overlay!r}: expected null, or the digest of an overlay that "
+                "lies in the suite directory as overlays/<digest>.json (`tripod overlay write`)"
             )
 
 
@@ -232,12 +235,13 @@ class RunConfig:
     def to_record(self) -> dict[str, Any]:
         """The run's identity as plain mappings and lists.
 
-        The ladder is not part of it, so a suite can grow. Optional keys at their default are left
-        out, so a run keeps its bytes when the configuration learns a new key.
+        The ladder is not part of it, so a suite can grow; nor is the recipe of the dataset, whose
+        digest stands for it. Optional keys at their default are left out, so a run keeps its bytes
+        when the configuration learns a new key.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        for key in ("ladder", "axes"):
-            record["suite"].pop(key, None)
+        for group, key in (("suite", "ladder"), ("suite", "axes"), ("data", "build")):
+            record[group].pop(key, None)
         return record
 
     def to_bytes(self) -> bytes:
@@ -273,7 +277,11 @@ def _build(kind: Any, value: Any, path: str) -> Any:
             f"unknown key {prefix}{unknown[0]}; the keys of {path or 'the configuration'} are: "
             f"{', '.join(hints)}"
         )
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    needed = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     missing = [name for name in needed if name not in value]
     if missing:
         raise ConfigError(f"missing key {prefix}{missing[0]}")

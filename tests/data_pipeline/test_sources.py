@@ -113,7 +113,7 @@ def test_a_file_without_a_sha256_in_record_is_refused(installed):
             packages(include=["demo/*.rst"]),
             r"expected files matching \['demo/\*.rst'\], found none",
         ),
-        ({"kind": "jsonl"}, "expected python_packages or text_tree, found 'jsonl'"),
+        ({"kind": "csv"}, "expected one of .*python_packages.*, found 'csv'"),
         ({"kind": "text_tree", "root": "/no/such/place"}, "expected a directory"),
     ],
 )
