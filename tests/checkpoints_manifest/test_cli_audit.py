@@ -13,9 +13,8 @@ from checkpoints_manifest.run_files import RunFiles
 from tests.checkpoints_manifest.conftest import flip
 from tests.checkpoints_manifest.publishable import STEPS, make_run, true_label
 from tests.checkpoints_manifest.test_audit_source import REPO, copy_weights, remote, repository
-from tests.loopback.fixtures import hub as loopback
+from tests.loopback.fixtures import serving
 
-hub = loopback
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
@@ -34,6 +33,12 @@ def run(*words):
     name = next(name for name in names if words[: len(name.split())] == name.split())
     arguments = parsers[name].parse_args(words[len(name.split()) :])
     return arguments.run(arguments)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "hub", monkeypatch) as served:
+        yield served
 
 
 @pytest.fixture
