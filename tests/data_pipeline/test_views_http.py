@@ -82,7 +82,7 @@ def test_a_search_behind_a_url_must_be_asked_for(big, serve):
     class Arguments:
         place, text, upto = serve(big).url, "token", None
         seq_len, batch_size, seed, order, overlay = 64, 4, 0, "order-v1", None
-        fetch_all = False
+        fetch_all, index = False, "auto"
 
     with pytest.raises(DatasetError, match="--fetch-all"):
         run_seen(Arguments)
