@@ -188,6 +188,31 @@ def test_a_mixture_records_shares_and_the_shards_of_every_source(two_sources, tm
     assert bound.num_virtual == 70_001 // 64 + 30_000 // 64
 
 
+def test_two_sources_of_packages_share_a_mixture_by_their_names(tmp_path):
+    sources = [
+        {
+            "kind": "python_packages",
+            "name": name,
+            "packages": [{"name": package, "include": [glob]}],
+        }
+        for name, package, glob in (
+            ("graphs", "networkx", "networkx/classes/*.py"),
+            ("numbers", "mpmath", "mpmath/calculus/*.py"),
+        )
+    ]
+    mixture = {"tokens": 10_000, "weights": {"graphs": "0.4", "numbers": "0.6"}}
+    build_dataset(base(*sources) | {"mixture": mixture}, tmp_path / "out")
+    index = verify_dataset(tmp_path / "out", text=True)
+    parts = index.data["mixture"]["parts"]
+    assert [(p["name"], p["tokens"]) for p in parts] == [("graphs", 4_000), ("numbers", 6_000)]
+    named = [(s["name"], s["part"]) for s in index.data["sources"]]
+    assert named == [("networkx", "graphs"), ("mpmath", "numbers")]
+    for one in sources:
+        del one["name"]
+    with pytest.raises(DatasetError, match="names must differ"):
+        build_dataset(base(*sources) | {"mixture": mixture}, tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
