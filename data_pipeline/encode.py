@@ -91,7 +91,7 @@ class EncodeTask:
 
 @lru_cache(maxsize=4)
 def made_encoder(tokenizer: bytes, eod: int, bos: int | None) -> tuple[Tokenizer, Encoder]:
-    """Return the tokenizer of a file and its encoder, made once in a process (half a second)."""
+    """Return the tokenizer of a file and its encoder, made once in a process."""
     made = Tokenizer(tokenizer, eod, bos)
     return made, encoder_for(made)
 
