@@ -56,6 +56,12 @@ def add_commands(add: Add) -> None:
     sub.add_argument(
         "--fetch-all", action="store_true", help="search behind a URL, which fetches every shard"
     )
+    sub.add_argument(
+        "--index",
+        choices=("auto", "none"),
+        default="auto",
+        help="use the files of `data search-index` where they are (default), or do not",
+    )
 
     sub = add(
         "locate",
@@ -150,7 +156,7 @@ def run_seen(arguments: argparse.Namespace) -> int:
     upto = steps if arguments.upto is None else arguments.upto
     answer = seen.seen(
         arguments.text,
-        seen.TextFinder(reader.stream),
+        seen.TextFinder(reader.stream, use_index=arguments.index == "auto"),
         reader.order,
         reader.batch_size,
         upto,

@@ -94,6 +94,7 @@ class Loader:
         ahead: int = 2,
         digests: bool = False,
         read_ahead: bool | None = None,
+        threads: int = 1,
     ) -> None:
         """Start nothing yet: the first batch does.
 
@@ -106,9 +107,11 @@ class Loader:
             read_ahead: Ask the kernel for the files of a step before it is prepared: about five
                 times the speed where the data is colder than memory. By default only while reading
                 has to wait for the disk, since asking costs as much as copying where it has not.
+            threads: Threads that compute the digests of one batch, beside the workers; a rank that
+                shares its machine with others wants one.
 
         Raises:
-            ValueError: A negative number of workers or steps, or rows outside the batch.
+            ValueError: A negative number of workers or steps, rows outside the batch, or no thread.
         """
         rows = range(reader.batch_size) if rows is None else rows
         if workers < 0 or ahead < min(workers, 1):
@@ -116,11 +119,13 @@ class Loader:
                 "expected workers >= 0 and ahead >= 0 (at least 1 with workers), found "
                 f"{workers} and {ahead}"
             )
+        if threads < 1:
+            raise ValueError(f"expected threads >= 1, found {threads}")
         if len(rows) and not 0 <= min(rows) <= max(rows) < reader.batch_size:
             raise ValueError(f"expected rows in [0, {reader.batch_size}), found {rows}")
         self._reader, self._rows = reader, rows
         self._workers, self._ahead = workers, ahead
-        self._digests, self._read_ahead = digests, read_ahead
+        self._digests, self._read_ahead, self._threads = digests, read_ahead, threads
         self._cold_until = 0  # the step up to which the data is taken to be colder than memory
         self._closed = False
         self._begin_process()
@@ -208,7 +213,8 @@ class Loader:
         ids = self._reader.ids(step, self._rows)
         if _waits_for_disk() > faults:
             self._cold_until = step + _COLD_STEPS
-        return Batch(step, ids, tuple(sequence_digests(ids)) if self._digests else ())
+        digests = sequence_digests(ids, self._threads) if self._digests else ()
+        return Batch(step, ids, tuple(digests))
 
 
 def _waits_for_disk() -> int:

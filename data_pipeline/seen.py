@@ -23,6 +23,7 @@ from data_pipeline.datasets import AnyStream, notices
 from data_pipeline.exposures import Exposures, document_label, document_record
 from data_pipeline.protocols import DocumentRef, Ids, Order, Stream
 from data_pipeline.search import Frequencies
+from data_pipeline.search_index import SearchIndex, open_search_index
 from data_pipeline.text_search import Match, TextPattern, Vocabulary
 
 LIMIT = 100_000
@@ -132,7 +133,13 @@ def read_as(exposure: Exposure, seq_len: int) -> str:
 class TextFinder:
     """Many questions over one stream: the vocabulary is decoded once."""
 
-    def __init__(self, stream: Stream, tokenizer: Any = None, eod: int | None = None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        tokenizer: Any = None,
+        eod: int | None = None,
+        use_index: bool = True,
+    ) -> None:
         """Decode the vocabulary.
 
         Args:
@@ -140,6 +147,8 @@ class TextFinder:
             tokenizer: ``encode(text)``, ``decode_bytes(ids)``, ``vocab_size``; that of the dataset
                 by default.
             eod: The end-of-document mark; that of the dataset by default.
+            use_index: Use the search index (``search_index.py``) where there is one; the answers
+                are the same.
         """
         index: Any = getattr(stream, "index", None)
         self.stream = stream
@@ -147,6 +156,8 @@ class TextFinder:
         mark = index.eod if eod is None and index is not None else eod
         self.vocabulary = Vocabulary.of(self.tokenizer, mark)
         self._frequencies = Frequencies(stream)
+        self._use_index = use_index
+        self._indexes: dict[Stream, SearchIndex | None] = {}
 
     def patterns(self, text: str) -> list[TextPattern]:
         """Prepare the text, and what it becomes where the tokenizer normalises it.
@@ -160,14 +171,24 @@ class TextFinder:
         return [TextPattern(one, self.vocabulary, self._frequencies) for one in needles if one]
 
     def places(self, pattern: TextPattern, stream: Stream | None = None) -> Iterator[Place]:
-        """Yield the places of a pattern in the stream (or in another one of this dataset)."""
+        """Yield the places of a pattern in the stream (or in another one of this dataset).
+
+        Raises:
+            DatasetError: A file of the search index that is wrong or damaged.
+        """
         stream = self.stream if stream is None else stream
+        index = self._index_of(stream)
         document = None
-        for match in pattern.search(stream):
+        for match in pattern.search(stream, index):
             if document is None or not document.start <= match.start < document.end:
                 document = stream.document_at(match.start)
             whole = match.end <= document.end
             yield Place(match.start, match.end, match.skip, document, whole)
+
+    def _index_of(self, stream: Stream) -> SearchIndex | None:
+        if self._use_index and stream not in self._indexes:
+            self._indexes[stream] = open_search_index(stream)
+        return self._indexes.get(stream)
 
 
 def seen(

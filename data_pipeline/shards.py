@@ -25,6 +25,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.protocols import DocumentRef, Ids
 from data_pipeline.storage import Array
 
+REMOTE_BLOCK = 1 << 22  # bytes
 _DOCS_ROW = 16  # bytes of a row of `.docs`: two u64
 
 
@@ -77,9 +78,17 @@ class TokenStream:
         return ends
 
     def pieces(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield (offset, ids) of every shard in stream order; ids in the type of the shards."""
+        """Yield (offset, ids) in stream order, ids in the type of the shards.
+
+        A piece is a shard, mapped; behind a URL at most ``REMOTE_BLOCK`` bytes of one, fetched when
+        its turn comes, so memory does not grow with the shards.
+        """
+        block = REMOTE_BLOCK // self.index.dtype.itemsize
         for number, start in enumerate(self._starts[:-1]):
-            yield start, self._ids(number)[:]
+            ids = self._ids(number)
+            size = max(1, len(ids) if self.index.storage.is_local else block)
+            for first in range(0, len(ids), size):
+                yield start + first, ids[first : first + size]
 
     def num_sequences(self, seq_len: int) -> int:
         """Number of whole sequences of S inputs and S targets; the rest of the stream is unused."""

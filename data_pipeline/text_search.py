@@ -112,6 +112,24 @@ class Match:
     skip: int
 
 
+class PivotIndex(Protocol):
+    """Knows, without a pass over a shard, where the pivot of a text may stand in it."""
+
+    def places(self, start: int, ids: npt.NDArray[Any], pattern: "TextPattern") -> Ids | None:
+        """Narrow the places of the candidates in one piece of the stream.
+
+        Args:
+            start: Offset of the piece.
+            ids: Its ids.
+            pattern: The text.
+
+        Returns:
+            Ascending places of candidates, the pivot of every match among them, and every one as
+            near to an end of the piece as the text has bytes; None where a pass is cheaper.
+        """
+        ...
+
+
 class TextPattern:
     """One string prepared for one vocabulary."""
 
@@ -125,16 +143,21 @@ class TextPattern:
             raise ValueError("expected a text of at least one byte, found an empty one")
         self.text, self._vocabulary = text, vocabulary
         self.pivot, placements = self._choose(frequencies)
-        self._starts: dict[int, list[int]] = defaultdict(list)
+        self.starts: dict[int, list[int]] = defaultdict(list)
         for one, start in placements:
-            self._starts[one].append(start)
+            self.starts[one].append(start)
         self._before = lru_cache(maxsize=None)(self._make_before)
-        self._after = lru_cache(maxsize=None)(self._make_after)
+        self.after = lru_cache(maxsize=None)(self._make_after)
 
     @property
     def candidates(self) -> int:
         """How many ids of the vocabulary can cover the pivot."""
-        return len(self._starts)
+        return len(self.starts)
+
+    def left_after(self, one: int) -> list[int]:
+        """Return the bytes of the text after a candidate, for each of its places in the text."""
+        size = len(self._vocabulary.pieces[one])
+        return [len(self.text) - start - size for start in self.starts[one]]
 
     def _choose(self, frequencies: Frequencies) -> tuple[int, list[tuple[int, int]]]:
         limit = min(len(self.text), _PIVOTS)
@@ -187,19 +210,25 @@ class TextPattern:
 
     def find(self, ids: npt.NDArray[Any]) -> list[Match]:
         """Return every place of the text in an array of ids, in order of its pivot."""
-        return [m for places in sieve(ids, self._starts) for m in self._extend(ids, places)]
+        return [m for places in sieve(ids, self.starts) for m in self._extend(ids, places)]
 
-    def search(self, stream: Stream) -> Iterator[Match]:
-        """Yield every place of the text in a stream, in order of its pivot."""
+    def search(self, stream: Stream, index: "PivotIndex | None" = None) -> Iterator[Match]:
+        """Yield every place of the text in a stream, in order; ``index`` changes the speed only."""
         reach = len(self.text)
         for start, ids in stream.pieces():
-            for places in sieve(ids, self._starts):
+            for places in self._pivots(start, ids, index):
                 inside = (places >= reach) & (places < len(ids) - reach)
                 found = self._extend(ids, places[inside], start)
                 near = places[~inside] + start
                 for side in (near[near < start + reach], near[near >= start + reach]):
                     found += self._near(stream, side)
                 yield from sorted(found, key=lambda match: (match.start, match.skip))
+
+    def _pivots(
+        self, start: int, ids: npt.NDArray[Any], index: "PivotIndex | None"
+    ) -> Iterator[Ids]:
+        places = None if index is None else index.places(start, ids, self)
+        return sieve(ids, self.starts) if places is None else iter([places])
 
     def _near(self, stream: Stream, places: Ids) -> list[Match]:
         """Matches whose pivot lies so close to a shard border that they may cross it."""
@@ -215,7 +244,7 @@ class TextPattern:
         here = ids[places]
         for one in _distinct(here):
             hits = places[here == one]
-            for start in self._starts[one]:
+            for start in self.starts[one]:
                 size = len(self._vocabulary.pieces[one])
                 found.append(self._extend_one(ids, hits, start, start + size))
         rows = np.concatenate(found) + np.array([base, base, 0])
@@ -230,7 +259,7 @@ class TextPattern:
             hits, skip = hits[kept], -left
         last, rest = hits, len(self.text) - end
         if rest > 0:
-            last, _, kept = _walk(ids, hits, rest, 1, self._after)
+            last, _, kept = _walk(ids, hits, rest, 1, self.after)
             first, skip = first[kept], skip[kept]
         return np.stack([first, last + 1, skip], axis=1)
 

@@ -67,18 +67,25 @@ def private_mb() -> float:
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def write_dataset(root: Path, tokens: int, shard_tokens: int, seed: int = 0) -> None:
-    """Write a dataset of random ids below 300 in documents of about 1,000 of them."""
+def write_dataset(
+    root: Path, tokens: int, shard_tokens: int, seed: int = 0, mean: int = 1_000
+) -> None:
+    """Write a dataset of random ids below 300 in documents of ``mean`` of them, more or less."""
     draw = np.random.RandomState(seed)
     root.mkdir(parents=True)
     writer = ShardWriter(root, "train", 300, shard_tokens)
     (root / "heldout").mkdir()
     written = 0
     while written < tokens:
-        ids: npt.NDArray[Any] = draw.randint(1, 300, size=draw.randint(200, 1800))
+        ids: npt.NDArray[Any] = draw.randint(1, 300, size=draw.randint(mean // 5, mean * 9 // 5))
         ids = ids[: max(1, tokens - written - 1)].astype(np.uint16)
         name = f"{written}.txt"
-        record = {"source": "synthetic", "name": name, "bytes": 1, "sha256": sha256_hex(b"")}
+        record = {
+            "source": "synthetic",
+            "name": name,
+            "bytes": 1,
+            "sha256": sha256_hex(name.encode()),
+        }
         writer.add(ids, record)
         written += len(ids) + 1
     (root / "tokenizer.json").write_bytes(_tokenizer().data)

@@ -72,7 +72,7 @@ class Own(Side):
 class Tripod(Side):
     """Ours: the loader without workers; the kernel is asked one step ahead."""
 
-    digests, workers = False, 0
+    digests, workers, threads = False, 0, 1
 
     def files(self) -> list[Path]:
         """The shards of the dataset."""
@@ -85,7 +85,9 @@ class Tripod(Side):
 
         reader = BatchReader(self.root / "dataset", self.seq_len, batch, seed)
         ahead, digests = max(1, self.workers), self.digests
-        with Loader(reader, workers=self.workers, ahead=ahead, digests=digests) as loader:
+        with Loader(
+            reader, workers=self.workers, ahead=ahead, digests=digests, threads=self.threads
+        ) as loader:
             for one in loader.steps(0, self.sequences // batch):
                 yield one.ids
 
@@ -94,6 +96,12 @@ class TripodDigests(Tripod):
     """The same with the SHA-256 of every sequence, in the same thread."""
 
     digests = True
+
+
+class TripodDigestsThreads(Tripod):
+    """The same, two threads hash."""
+
+    digests, threads = True, 2
 
 
 class TripodDigestsWorkers(Tripod):
@@ -260,6 +268,7 @@ def _without_torchvision() -> None:
 SIDES = {
     "ours": Tripod,
     "ours, digests": TripodDigests,
+    "ours, digests, 2 threads": TripodDigestsThreads,
     "ours, digests, 2 workers": TripodDigestsWorkers,
     "GPT-NeoX three indexes": NeoX,
     "torchdata StatefulDataLoader": TorchData,

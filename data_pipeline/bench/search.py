@@ -4,7 +4,9 @@ The text is the Python standard library of this machine, encoded by a tokenizer 
 repeated until there are enough ids; questions are strings of it, of 30 to 80 characters, cut
 anywhere. Ways to look for one id pattern run interleaved over the same mapped file. Prints the
 median over questions and rounds per CPU second (one thread, warm), which a busy machine distorts
-less than wall time; recall is the share of the strings found at least once.
+less than wall time; recall is the share of the strings found at least once. With the extra
+``[search]`` also: the time to sort a shard of ``--indexed`` ids, and that of a question answered
+from the file and by a pass over the same ids.
 """
 
 import argparse
@@ -24,7 +26,9 @@ import numpy.typing as npt
 
 from data_pipeline.protocols import Ids
 from data_pipeline.search import Frequencies, find_ids
-from data_pipeline.text_search import TextPattern, Vocabulary
+from data_pipeline.search_index import places_in
+from data_pipeline.suffix_file import Suffixes, write_suffixes
+from data_pipeline.text_search import Match, TextPattern, Vocabulary
 from data_pipeline.tokenizer import EOD, Tokenizer, train_bpe
 
 
@@ -52,6 +56,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=50_000_000, help="ids to search")
     parser.add_argument("--text-mb", type=float, default=8, help="distinct text, in MB")
     parser.add_argument("--vocab", type=int, default=16_000)
+    parser.add_argument("--indexed", type=int, default=20_000_000, help="ids to sort; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=20)
     arguments = parser.parse_args()
@@ -65,6 +70,10 @@ def main() -> None:
         stream, vocabulary = MappedStream(path), Vocabulary.of(tokenizer, EOD)
         _patterns(stream, tokenizer, questions[:5], arguments.rounds)
         _texts(stream, vocabulary, questions[: arguments.questions], arguments.rounds)
+        if arguments.indexed:
+            _repeat(ids, arguments.indexed, path)
+            some = questions[: arguments.questions]
+            _by_index(MappedStream(path), vocabulary, some, arguments.rounds)
         _repeat(ids, len(ids), path)
         _recall(MappedStream(path), vocabulary, tokenizer, questions)
 
@@ -94,6 +103,41 @@ def _texts(stream: Any, vocabulary: Vocabulary, questions: list[str], rounds: in
         times = _interleaved({name: lambda one: list(one.search(stream))}, patterns, rounds)[name]
         ids = statistics.median(pattern.candidates for pattern in patterns)
         print(f"{name:<34} {_rate(stream, times)}  candidate ids (median) {ids:.0f}")
+
+
+class OneFile:
+    """The search index of a stream of one piece."""
+
+    def __init__(self, suffixes: Suffixes) -> None:
+        """Keep the open file."""
+        self._suffixes = suffixes
+
+    def places(self, start: int, ids: npt.NDArray[Any], pattern: TextPattern) -> Ids | None:
+        """See ``text_search.PivotIndex``."""
+        return places_in(self._suffixes, ids, pattern)
+
+
+def _by_index(stream: Any, vocabulary: Vocabulary, texts: list[str], rounds: int) -> None:
+    """The same questions, by the sorted places and by a pass."""
+    path = stream.path.with_suffix(".sa")
+    begin = time.process_time()
+    write_suffixes(path, next(stream.pieces())[1], "0" * 64)
+    seconds = time.process_time() - begin
+    print(
+        f"{'sort a shard':<34} {seconds:.1f} s for {stream.num_tokens / 1e6:.0f} M ids, "
+        f"file of {path.stat().st_size / 1e6:.0f} MB"
+    )
+    index = OneFile(Suffixes(path, "0" * 64, stream.num_tokens))
+    patterns = [TextPattern(t.encode(), vocabulary, Frequencies(stream)) for t in texts]
+    answers: dict[str, list[list[Match]]] = {"by the index": [], "by a pass": []}
+    ways = {
+        "by the index": lambda one: answers["by the index"].append(list(one.search(stream, index))),
+        "by a pass": lambda one: answers["by a pass"].append(list(one.search(stream))),
+    }
+    for name, times in _interleaved(ways, patterns, rounds).items():
+        middle, high = np.percentile(times, [50, 90]) * 1e3
+        print(f"{'text, ' + name:<34} {middle:.2f} ms a question (p90 {high:.2f})")
+    print(f"  equal answers: {answers['by the index'] == answers['by a pass']}")
 
 
 def _recall(stream: Any, vocabulary: Vocabulary, tokenizer: Tokenizer, texts: list[str]) -> None:

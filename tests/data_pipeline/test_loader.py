@@ -61,6 +61,14 @@ def test_batches_are_those_of_the_reader_for_any_number_of_workers(reader, worke
             assert list(batch.digests) == sequence_digests(expected)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_threads_that_hash_change_no_digest(workers):
+    wide = Reader(batch_size=100)
+    with Loader(wide, workers=workers, digests=True, threads=3) as loader:
+        for batch in loader.steps(0, 4):
+            assert list(batch.digests) == sequence_digests(wide.ids(batch.step))
+
+
 @pytest.mark.parametrize("world", range(1, 9))
 def test_ranks_and_gradient_parts_joined_are_the_batch(world):
     for parts in (1, 2, 3, B):

@@ -1,15 +1,22 @@
 """Views of a dataset behind a URL fetch what they show and not the corpus."""
 
+import json
+
+import numpy as np
 import pytest
 
+from data_pipeline import shards
 from data_pipeline.batch_view import view_batch
 from data_pipeline.batches import BatchReader
 from data_pipeline.build import build_dataset
-from data_pipeline.cli_views import run_seen
+from data_pipeline.cli_views import add_commands, run_seen
 from data_pipeline.errors import DatasetError
 from data_pipeline.exposures import Exposures
 from data_pipeline.locate import find_documents, locate
+from data_pipeline.search import find_ids
 from data_pipeline.seen import TextFinder, seen
+from data_pipeline.storage import RemoteStorage
+from tests.data_pipeline.command import run_command
 from tests.data_pipeline.conftest import recipe, write_corpus
 from tests.data_pipeline.test_storage import serve
 
@@ -82,10 +89,50 @@ def test_a_search_behind_a_url_must_be_asked_for(big, serve):
     class Arguments:
         place, text, upto = serve(big).url, "token", None
         seq_len, batch_size, seed, order, overlay = 64, 4, 0, "order-v1", None
-        fetch_all = False
+        fetch_all, index = False, "auto"
 
     with pytest.raises(DatasetError, match="--fetch-all"):
         run_seen(Arguments)
+
+
+def test_seen_fetch_all_reads_in_blocks_and_equals_the_directory(big, serve, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "REMOTE_BLOCK", 4_000)
+    place = ["--seq-len", "64", "--batch-size", "4", "--seed", "0", "--json", "--heldout"]
+    asked = []
+    read_range = RemoteStorage.read_range
+
+    def noted(self, file, start, end):
+        asked.append((file, end - start))
+        return read_range(self, file, start, end)
+
+    monkeypatch.setattr(RemoteStorage, "read_range", noted)
+    answers = []
+    for where, more in ((big, []), (serve(big).url, ["--fetch-all"])):
+        run_command(only_seen, "seen", "", where, "tep3 o", *place, *more)
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    assert answers[0]["count"] >= 10 and answers[0]["heldout"]
+    sizes = [size for file, size in asked if file.endswith(".bin")]
+    assert max(sizes) == 4_000
+    assert sum(size == 4_000 for size in sizes) > 30
+
+
+def only_seen(add):
+    """``run_command`` takes names of two words."""
+    add_commands(lambda name, *rest: add(f"{name} " if name == "seen" else name, *rest))
+
+
+def test_remote_pieces_are_the_local_ones_in_blocks(big, serve, monkeypatch):
+    monkeypatch.setattr(shards, "REMOTE_BLOCK", 1_000)
+    local, remote = (opened(place).stream for place in (big, serve(big).url))
+    pieces = list(remote.pieces())
+    assert max(ids.nbytes for _, ids in pieces) == 1_000
+    assert [start for start, _ in pieces[1:]] == [start + len(ids) for start, ids in pieces[:-1]]
+    ids = np.concatenate([ids for _, ids in pieces])
+    assert np.array_equal(ids, local.read(0, local.num_tokens))
+    pattern = ids[498:503]  # over the border of two blocks
+    assert 498 in find_ids(remote, pattern)
+    assert np.array_equal(find_ids(remote, pattern), find_ids(local, pattern))
 
 
 def test_a_server_without_byte_ranges_is_refused(big, serve):
