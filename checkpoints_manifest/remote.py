@@ -136,7 +136,7 @@ class Remote:
         """Title of the newest commit of a branch: one request, whatever came before it."""
         return self._repeat(
             f"read the title of {revision}",
-            lambda: _text(next(self._listed("commits", revision), {})["title"]),
+            lambda: text_of(next(self._listed("commits", revision), {})["title"]),
         )
 
     def tree(self, commit: str) -> dict[str, RemoteFile]:

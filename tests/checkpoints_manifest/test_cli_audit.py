@@ -13,10 +13,15 @@ from checkpoints_manifest.run_files import RunFiles
 from tests.checkpoints_manifest.conftest import flip
 from tests.checkpoints_manifest.publishable import STEPS, make_run, true_label
 from tests.checkpoints_manifest.test_audit_source import REPO, copy_weights, remote, repository
-from tests.loopback.fixtures import hub as loopback
+from tests.loopback.fixtures import serving
 
-hub = loopback
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "loopback", monkeypatch) as served:
+        yield served
 
 
 def run(*words):
