@@ -22,6 +22,12 @@ REPO = "org/toy-1"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "loopback", monkeypatch) as served:
+        yield served
+
+
 def remote(server, repo=REPO):
     return Remote(repo, endpoint=server.endpoint, token=TOKEN, pacer=quick_pacer())
 

@@ -18,6 +18,12 @@ from tests.loopback.fixtures import serving
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "loopback", monkeypatch) as served:
+        yield served
+
+
 def run(*words):
     parsers, names = {}, []
 
