@@ -33,12 +33,6 @@ def remote(server, repo=REPO):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with serving(tmp_path / "hub", monkeypatch) as served:
-        yield served
-
-
-@pytest.fixture
 def published(hub, tmp_path):
     run_dir = make_run(tmp_path / "suite")
     publish(RunFiles.read(run_dir), remote(hub), true_label, Options(tag="v1"), lambda line: None)

@@ -42,12 +42,6 @@ def run(*words):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with serving(tmp_path / "hub", monkeypatch) as served:
-        yield served
-
-
-@pytest.fixture
 def run_dir(tmp_path):
     return make_run(tmp_path / "suite")
 
