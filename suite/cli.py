@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from checkpoints_manifest import cli_audit, cli_hub
-from data_pipeline import cli_build, cli_megatron, cli_overlays, cli_proofs, cli_views
+from data_pipeline import cli_build, cli_index, cli_megatron, cli_overlays, cli_proofs, cli_views
 from suite import cli_data, cli_publish
 from suite.command_line import CommandTable
 
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_megatron.add_commands(add)
 
     cli_views.add_commands(add)
+    cli_index.add_commands(add)
 
     sub = add("status", _status, "rungs of a suite: step, loss, checkpoints", "status runs/nano")
     sub.add_argument("path", type=Path)
