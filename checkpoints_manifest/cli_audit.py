@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from checkpoints_manifest.audit import Finding, RepoSnapshot, audit_family
-from checkpoints_manifest.audit.deep import Fetch, choose, deep_audit
+from checkpoints_manifest.audit.deep import Fetch, choose, deep_audit, zero_pages
 from checkpoints_manifest.audit.report import AuditReport, as_html, as_json, as_text
 from checkpoints_manifest.audit.schedule import declared
 from checkpoints_manifest.audit.snapshot import weights_of
@@ -35,6 +36,9 @@ from data_pipeline.durable import write_bytes
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 PASSWORD = "TRIPOD_KEY_PASSWORD"
+# Files that state a token order, up to the size that --deep downloads.
+_ORDER = re.compile(r"(?:.*/)?[\w-]*(?:order|shuffle|indices|idx)[\w-]*\.(?:npy|log|bin)", re.ASCII)
+_MAX_ORDER = 2 << 30
 
 
 def add_commands(add: Add) -> None:
@@ -135,24 +139,37 @@ def _sources(text: str, arguments: argparse.Namespace) -> Iterator[tuple[RepoSna
 
 def _deep(snapshot: RepoSnapshot, fetch: Fetch, count: int) -> list[Finding]:
     by_step = {step: name for name, step in snapshot.steps.items()}
-    return deep_audit([(by_step[s], s) for s in choose(list(by_step), count)], fetch)
+    found = deep_audit([(by_step[s], s) for s in choose(list(by_step), count)], fetch)
+    main = snapshot.revisions.get("main", {})
+    paths = [p for p, (size, _) in main.items() if _ORDER.fullmatch(p) and size <= _MAX_ORDER]
+    if paths:
+        with fetch("main", paths) as folder:
+            found += [f for path in paths for f in zero_pages(f"main:{path}", folder / path)]
+    return found
 
 
 def _local_fetch(root: Path, snapshot: RepoSnapshot) -> Fetch:
     @contextmanager
-    def fetch(name: str) -> Iterator[Path]:
+    def fetch(name: str, paths: Sequence[str] | None = None) -> Iterator[Path]:
         yield LocalHub(root).repository(snapshot.name) / "snapshots" / snapshot.commits[name]
 
     return fetch
 
 
 def _remote_fetch(remote: Remote, snapshot: RepoSnapshot) -> Fetch:
-    """Downloads the weights of a revision, one format, for as long as they are looked at."""
+    """Downloads files of a revision, or its weights in one format, while they are looked at."""
 
     @contextmanager
-    def fetch(name: str) -> Iterator[Path]:
-        formats = weights_of(snapshot.revisions[name])
+    def fetch(name: str, paths: Sequence[str] | None = None) -> Iterator[Path]:
+        files = snapshot.revisions[name]
+        formats = weights_of(files)
         chosen = formats.get("safetensors") or formats.get("bin") or {}
+        if paths is not None:
+            chosen = {path: files[path] for path in paths}
+        for path in chosen:
+            # The tree is the server's word; nothing may be written outside the folder.
+            if not re.fullmatch(r"(?!.*\.\.)[\w][\w./-]*", path, re.ASCII):
+                raise CheckpointError(f"{name}: expected a path inside the repository: {path!r}")
         with tempfile.TemporaryDirectory(prefix="tripod-audit-") as folder:
             for path, (size, digest) in chosen.items():
                 got = remote.download(snapshot.commits[name], path, size, Path(folder), force=False)

@@ -5,14 +5,21 @@ import json
 
 import pytest
 
-from checkpoints_manifest.cli_audit import add_commands, add_level_flag
+from checkpoints_manifest.audit import RepoSnapshot
+from checkpoints_manifest.cli_audit import _remote_fetch, add_commands, add_level_flag
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.hub import LocalHub
 from checkpoints_manifest.publish import Options, publish
 from checkpoints_manifest.run_files import RunFiles
 from tests.checkpoints_manifest.conftest import flip
 from tests.checkpoints_manifest.publishable import STEPS, make_run, true_label
-from tests.checkpoints_manifest.test_audit_source import REPO, copy_weights, remote, repository
+from tests.checkpoints_manifest.test_audit_source import (
+    REPO,
+    amend,
+    copy_weights,
+    remote,
+    repository,
+)
 from tests.loopback.fixtures import serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
@@ -84,6 +91,22 @@ def test_a_deep_audit_downloads_samples_and_checks_their_bytes(published, capsys
     published.corrupt_object(tree["model.safetensors"].sha256)
     assert run(*words) == 1
     assert "step1: model.safetensors has not the SHA-256" in capsys.readouterr().out
+
+
+def test_a_deep_audit_finds_an_order_file_that_lost_most_of_its_content(published, capsys):
+    amend(published, "main", {"order/shuffle_idx.npy": b"\1" * 4096 + bytes(12 * 4096)})
+    assert run("audit", REPO, "--endpoint", published.endpoint, "--deep", "2") == 1
+    assert "main:order/shuffle_idx.npy: 92% of it are zeros" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["../out.safetensors", "/abs.safetensors", "a/../../b"])
+def test_a_deep_audit_writes_nothing_outside_its_folder(path):
+    snapshot = RepoSnapshot("org/x", {"step0": {path: (1, "0" * 64)}}, {"step0": "0" * 40})
+    with (
+        pytest.raises(CheckpointError, match="expected a path inside the repository"),
+        _remote_fetch(None, snapshot)("step0", [path]),
+    ):
+        pass
 
 
 def test_a_local_hub_is_audited_by_its_directory(local, capsys):
