@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from checkpoints_manifest.verify import verify_checkpoints
@@ -27,6 +28,8 @@ def _checkpoints(run_dirs: list[Path], level: str) -> Verdict:
         report = verify_checkpoints(run_dir, "chain" if level == "replay" else level)
         total += report.checkpoints
         failures += [f"{run_dir.name}: {finding}" for finding in report.findings]
+        for note in report.notes:
+            print(f"   note {run_dir.name}: {note}", file=sys.stderr, flush=True)
         if level == "replay" and not report.findings:
             failures += replay(run_dir, [segment_of(run_dir, None, None)]).failures
     return Verdict("checkpoints", tuple(failures), f"{total} checkpoints: {_DETAIL[level]}")
