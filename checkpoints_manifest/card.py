@@ -104,7 +104,7 @@ def _checking(facts: CardFacts) -> str:
     order = last["order"]
     rows = {
         "last line of `commits.jsonl`, which covers every file of every step": digest,
-        "last record of the ledger (`manifest-v1`)": record_digest(last),
+        f"last record of the ledger (`{last['schema']}`)": record_digest(last),
         "weights root of the last step (`tensor-digest-v1`)": last["weights_root"],
         f"chain of the token order (`{order['name']}`) after the last step": order["chain"],
     }

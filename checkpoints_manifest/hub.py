@@ -92,16 +92,23 @@ class LocalHub:
         before = [name for name in self.revisions(repo_id) if _number(name) != _number(revision)]
         existing = self.commit_of(repo_id, revision)
         earlier = [name for name in before if _number(name) < _number(revision)]
-        parent = self.commit_of(repo_id, earlier[-1]) if earlier else None
+        # The nearest step before it; when this one was published, it may have been another of them.
+        parents = [None, *(self.commit_of(repo_id, name) for name in earlier)]
         for folder in ("blobs", "refs", "snapshots"):
             (repository / folder).mkdir(parents=True, exist_ok=True)
             # What a killed writer left; in refs/ the Hub's own readers would take it for a ref.
             for left in (repository / folder).glob(".*tmp-*"):
                 left.unlink()
         blobs, git_ids = _add_blobs(repository, files)
-        if existing is not None:
-            _expect_same(f"{repo_id}: {revision}", repository / "snapshots" / existing, blobs)
-        commit = existing or commit_id(tree_id(git_ids), parent, f"{repo_id} {revision}")
+        message, tree = f"{repo_id} {revision}", tree_id(git_ids)
+        commits = [commit_id(tree, parent, message) for parent in parents]
+        if existing is not None and existing not in commits:
+            raise CheckpointError(
+                f"{repo_id}: {revision} is published as commit {existing}; the files given now "
+                f"would be {commits[-1]}. "
+                "A published step never changes: publish to another repository"
+            )
+        commit = existing or commits[-1]
         _add_snapshot(repository, commit, blobs)
         if existing is None:
             _set_ref(repository, revision, commit)
@@ -151,18 +158,6 @@ def _link_blob(source: Path, blob: Path, sha256: str) -> None:
         os.fsync(file.fileno())
     temporary.replace(blob)
     fsync_directory(blob.parent)
-
-
-def _expect_same(what: str, snapshot: Path, blobs: dict[str, str]) -> None:
-    """A published revision holds these blobs; a link that is gone is put back afterwards."""
-    held = {path.name: path.readlink().name for path in snapshot.iterdir() if path.is_symlink()}
-    odd = sorted(n for n in {*held, *blobs} if held.get(n, blobs.get(n)) != blobs.get(n))
-    if odd:
-        raise CheckpointError(
-            f"{what} is published as commit {snapshot.name} with {odd[0]} = {held.get(odd[0])}; "
-            f"the file given now would be {blobs.get(odd[0])}. "
-            "A published step never changes: publish to another repository"
-        )
 
 
 def _add_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.hub_answers import RemoteFile
 from checkpoints_manifest.published import fact_of
-from checkpoints_manifest.remote import Operation, Remote, RemoteFile
+from checkpoints_manifest.remote import Operation, Remote
 
 
 def differing(files: Mapping[str, Path], tree: Mapping[str, RemoteFile]) -> list[str]:

@@ -21,12 +21,13 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.hub_answers import RemoteFile
 from checkpoints_manifest.main_branch import bring_main, differing
 from checkpoints_manifest.manifest import Record, record_digest
 from checkpoints_manifest.pacer import spell
 from checkpoints_manifest.publish_main import main_files
 from checkpoints_manifest.published import BRANCH, CommitLine, FileFact, fact_of
-from checkpoints_manifest.remote import CALLS_PER_COMMIT, Operation, Remote, RemoteFile
+from checkpoints_manifest.remote import CALLS_PER_COMMIT, Operation, Remote
 from checkpoints_manifest.run_files import RunFiles
 from checkpoints_manifest.store import verify_checkpoint
 from checkpoints_manifest.survey import Survey, survey

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.hub_answers import RemoteFile
 from checkpoints_manifest.main_branch import bring_main, differing
+from checkpoints_manifest.published import fact_of
 from checkpoints_manifest.remote import Remote
 from checkpoints_manifest.run_files import LOGS, ORDER_KEYS, RunFiles
 from data_pipeline.digests import chain_start
@@ -19,21 +22,37 @@ def publish_dataset(run: RunFiles, remote: Remote, licence: str, private: bool) 
 
     Returns:
         The commit of main.
+
+    Raises:
+        CheckpointError: the repository holds another dataset, or the Hub refused.
     """
     if remote.refs() is None:
         remote.create(private)
     with run.one_publisher(), run.scratch() as scratch:
         files = dataset_files(run, remote.repo_id, licence, scratch)
-        return bring_main(remote, files, f"{run.records[-1]['rung']}")
+        _main_tree(run, remote)
+        return bring_main(remote, files, str(run.records[-1]["rung"]))
 
 
 def dataset_changes(run: RunFiles, remote: Remote, licence: str) -> list[str]:
     """What `publish_dataset` would write, by requests that change nothing."""
+    tree = _main_tree(run, remote)
+    with run.one_publisher(), run.scratch() as scratch:
+        return differing(dataset_files(run, remote.repo_id, licence, scratch), tree)
+
+
+def _main_tree(run: RunFiles, remote: Remote) -> dict[str, RemoteFile]:
     refs = remote.refs()
     main = refs.branches.get("main") if refs else None
     tree = remote.tree(main) if main else {}
-    with run.one_publisher(), run.scratch() as scratch:
-        return differing(dataset_files(run, remote.repo_id, licence, scratch), tree)
+    index = tree.get("index.json")
+    path = run.dataset / "index.json"
+    if index is not None and not fact_of(path, path.name, index).is_on(index):
+        raise CheckpointError(
+            f"{remote.url} holds the index of another dataset than {run.dataset}; publish to "
+            "another repository"
+        )
+    return tree
 
 
 def dataset_files(run: RunFiles, repo_id: str, licence: str, directory: Path) -> dict[str, Path]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.gitobjects import blob_id, lfs_pointer
+from checkpoints_manifest.hub_answers import RemoteFile
 from checkpoints_manifest.manifest import Record, record_digest
-from checkpoints_manifest.remote import RemoteFile
 from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
 
 COMMITS, PUBLICATION, LEDGER = "commits.jsonl", "publication.json", "manifest.jsonl"

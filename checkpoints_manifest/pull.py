@@ -170,8 +170,8 @@ class _Place:
         """Downloads, verifies, and moves a step to its places."""
         folder = self.staging / f"step{line.step}"
         fetch_revision(self.remote, line, record, names, folder, self._checkpoint(line))
-        # Steps share blobs, and arrive in threads.
-        with self._placing:
+        # Steps share blobs, and arrive in threads; `hub gc` must not see them half placed.
+        with self._placing, self.hub.lock(self.remote.repo_id):
             self._add_checkpoint(line, record, names, folder)
             self._add_snapshot(line, names, folder)
             shutil.rmtree(folder)

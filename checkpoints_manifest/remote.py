@@ -11,16 +11,13 @@ The token is that of the Hub's own login (`hf auth login`, `HF_TOKEN`); it is in
 
 from __future__ import annotations
 
-import errno
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import httpx2
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -30,54 +27,35 @@ from huggingface_hub import (
     hf_hub_url,
 )
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
-    XetDownloadError,
 )
 from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import (
-    get_session,
-    hf_raise_for_status,
-    parse_ratelimit_headers,
-)
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils._pagination import _paginate_pages as pages
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.hub_answers import (
+    FAILED,
+    Refs,
+    RemoteFile,
+    asked_pause,
+    commit_id,
+    date_of,
+    raise_if_local,
+    refusal_in,
+    remote_file,
+    status_of,
+    text_of,
+)
 from checkpoints_manifest.hub_client import answers_up_to, use_bounded_client
 from checkpoints_manifest.pacer import Pacer
 
 T = TypeVar("T")
 Operation = CommitOperationAdd | CommitOperationDelete
-_COMMIT, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 # Requests that create_commit makes beside uploads: YAML check, modes, LFS batch, verify, commit.
 CALLS_PER_COMMIT = 6
-_MAX_PAGES, _MAX_PAUSE = 5000, 3600.0
-# What huggingface_hub lets through when an answer is not what it expects.
-_FAILED = (
-    httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError, RuntimeError, XetDownloadError,
-)  # fmt: skip
-_THIS_MACHINE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """What the Hub says of a file: `blob` is git's id; `sha256` is that of an LFS object."""
-
-    size: int
-    blob: str
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class Refs:
-    """Branches and tags by name, to commits."""
-
-    branches: dict[str, str]
-    tags: dict[str, str]
+_MAX_PAGES = 5000
 
 
 class Remote:
@@ -136,7 +114,7 @@ class Remote:
             except RepositoryNotFoundError:
                 return None
             return Refs(*(
-                {_text(ref.name): _commit_id(ref.target_commit) for ref in kind}
+                {text_of(ref.name): commit_id(ref.target_commit) for ref in kind}
                 for kind in (found.branches, found.tags)
             ))  # fmt: skip
 
@@ -147,7 +125,7 @@ class Remote:
 
         def ask() -> list[tuple[str, datetime]]:
             items = self._listed("commits", revision)
-            found = [(_commit_id(item["id"]), _date(item["date"])) for item in items][::-1]
+            found = [(commit_id(item["id"]), date_of(item["date"])) for item in items][::-1]
             if not found:
                 raise ValueError("a branch has at least one commit")
             return found
@@ -158,7 +136,7 @@ class Remote:
         """Title of the newest commit of a branch: one request, whatever came before it."""
         return self._repeat(
             f"read the title of {revision}",
-            lambda: _text(next(self._listed("commits", revision), {})["title"]),
+            lambda: text_of(next(self._listed("commits", revision), {})["title"]),
         )
 
     def tree(self, commit: str) -> dict[str, RemoteFile]:
@@ -166,7 +144,7 @@ class Remote:
 
         def ask() -> dict[str, RemoteFile]:
             items = self._listed("tree", commit, recursive=True)
-            return {_text(i["path"]): _remote_file(i) for i in items if i["type"] == "file"}
+            return {text_of(i["path"]): remote_file(i) for i in items if i["type"] == "file"}
 
         return self._repeat(f"list the files of {commit}", ask)
 
@@ -257,10 +235,10 @@ class Remote:
                     self.repo_id, operations(), repo_type=self.repo_type, revision=branch,
                     parent_commit=parent, commit_message=message,
                 )  # fmt: skip
-                return _commit_id(made.oid)
-            except _FAILED as error:
+                return commit_id(made.oid)
+            except FAILED as error:
                 problem = error
-            _raise_if_local(problem)
+            raise_if_local(problem)
             if (landed := self._landed(branch, parent, holds)) is not None:
                 return landed
             self._pause(what, problem, attempt)
@@ -322,7 +300,7 @@ class Remote:
             self.pacer.take("call")
             try:
                 create()
-            except _FAILED as error:
+            except FAILED as error:
                 problem = error
             # 409 does not say where the existing one points, and a lost answer says nothing.
             refs = self.refs()
@@ -346,15 +324,15 @@ class Remote:
             self.pacer.take("call")
             try:
                 return ask()
-            except _FAILED as error:
+            except FAILED as error:
                 problem = error
-            _raise_if_local(problem)
+            raise_if_local(problem)
             self._pause(what, problem, attempt)
         raise AssertionError("the last attempt raises")
 
     def _pause(self, what: str, problem: Exception, attempt: int) -> None:
         """Waits before the next attempt, or raises where another one would not help."""
-        status = _status(problem)
+        status = status_of(problem)
         refused = status is not None and 400 <= status < 500 and status not in (408, 412, 429)
         hopeless = refused or isinstance(problem, OfflineModeIsEnabled)
         if hopeless or attempt + 1 == self.attempts:
@@ -368,12 +346,12 @@ class Remote:
                 f"{self._explain(problem)}{remedy}"
             ) from None
         if status == 429:
-            self.pacer.back_off(_asked_pause(problem))
+            self.pacer.back_off(asked_pause(problem))
         else:
             self.pacer.rest(min(2.0**attempt, 60.0))
 
     def _explain(self, problem: Exception) -> str:
-        refusal = _refusal(problem) or problem
+        refusal = refusal_in(problem) or problem
         text = " ".join(f"{type(refusal).__name__}: {refusal}".split())[:1000]
         # A server may send back what it was sent.
         return text.replace(self._token, "(token)") if self._token else text
@@ -390,62 +368,3 @@ class Remote:
             if not isinstance(page, list):
                 raise ValueError(f"expected a list, found {type(page).__name__}")
             yield from page
-
-
-def _refusal(problem: BaseException | None) -> HfHubHTTPError | None:
-    # An upload's refusal comes wrapped in another error.
-    while problem is not None and not isinstance(problem, HfHubHTTPError):
-        problem = problem.__cause__
-    return problem
-
-
-def _status(problem: Exception) -> int | None:
-    refusal = _refusal(problem)
-    return None if refusal is None else int(refusal.response.status_code)
-
-
-def _asked_pause(problem: Exception) -> float:
-    """Seconds that a 429 asks for; a minute where it names none."""
-    refusal = _refusal(problem)
-    headers: Mapping[str, str] = {} if refusal is None else refusal.response.headers
-    after = str(headers.get("Retry-After", "")).strip()
-    if after.isascii() and after.isdigit():
-        return min(float(after[:9]), _MAX_PAUSE)
-    limits = parse_ratelimit_headers(headers)
-    if limits is not None and limits.remaining == 0:
-        return min(float(limits.reset_in_seconds), _MAX_PAUSE)
-    return 60.0
-
-
-def _raise_if_local(problem: Exception) -> None:
-    """A full disk or a file without permission is not the Hub's doing."""
-    found: BaseException | None = problem
-    while found is not None:
-        if isinstance(found, OSError) and found.errno in _THIS_MACHINE:
-            raise found
-        found = found.__cause__
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a name, found {value!r:.100}")
-    return value
-
-
-def _commit_id(value: object) -> str:
-    if not isinstance(value, str) or not _COMMIT.fullmatch(value):
-        raise ValueError(f"expected a commit of 40 hexadecimal digits, found {value!r:.100}")
-    return value
-
-
-def _date(value: object) -> datetime:
-    return datetime.fromisoformat(_text(value))
-
-
-def _remote_file(item: dict[str, Any]) -> RemoteFile:
-    lfs = item.get("lfs")
-    size = item["size"] if lfs is None else lfs["size"]
-    sha256 = None if lfs is None else _text(lfs["oid"])
-    if type(size) is not int or size < 0 or (sha256 and not _SHA256.fullmatch(sha256)):
-        raise ValueError(f"expected size and sha256 of a file, found {item!r:.200}")
-    return RemoteFile(size, _commit_id(item["oid"]), sha256)

@@ -7,9 +7,9 @@ no code with the package that wrote the checkpoints. Specifications: docs/spec/m
 tensor-digest.md and order.md. Exit status: 0 everything is as stated, 1 findings, 2 bad usage.
 
 Run directory: `manifest.jsonl`, `config.json`, `numerics.json`, `order.log`, `metrics.jsonl`,
-`checkpoints/step{N}/`; all of it must be there. Pulled directory: `manifest.jsonl` and `step{N}/`
-(side files in `run/`; ledger and `run/` may lie in `main/`): the steps and files that were pulled
-are checked, the others are counted.
+`checkpoints/step{N}/`; all of it must be there, but for what `pulled.json` says was not pulled.
+Revisions downloaded by hand: `main/` (the branch main: `manifest.jsonl`, `run/`) and `step{N}/`
+beside it; what is there is checked, the rest is counted.
 """
 
 import argparse
@@ -214,7 +214,10 @@ def read_header(path: Path) -> tuple[list[Tensor], int]:
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=no_duplicates)
-        entries = [entry(name, item) for name, item in header.items() if name != "__metadata__"]
+        metadata = header.pop("__metadata__", {})
+        if type(metadata) is not dict or any(type(v) is not str for v in metadata.values()):
+            raise TypeError(f"__metadata__ is not from text to text: {metadata!r:.100}")
+        entries = [entry(name, item) for name, item in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Wrong(f"{path}: the safetensors header is broken ({error})") from error
     entries.sort(key=lambda e: e[3:])
@@ -288,8 +291,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_files(directory: Path, record: Record, level: str, partial: bool) -> None:
-    """Files of one checkpoint against its record; with `partial` only those that are there."""
+def check_files(directory: Path, record: Record, level: str, with_state: bool) -> None:
+    """Files of one checkpoint against its record; without state, only the weights must be there."""
     where, listed = f"step{record['step']}", sorted(item["path"] for item in record["files"])
     if listed != sorted((MODEL, OPTIMIZER, STATE)):
         raise Wrong(
@@ -299,9 +302,9 @@ def check_files(directory: Path, record: Record, level: str, partial: bool) -> N
     roots = {}
     for item in record["files"]:
         path = directory / item["path"]
+        if not with_state and path.name != MODEL and not path.exists():
+            continue
         if not path.is_file():
-            if partial and path.name != MODEL:
-                continue
             raise Wrong(f"{where}: {path} is missing; {REMEDY}")
         stated(where, path, "size", item["size"], path.stat().st_size)
         if level == "metadata":
@@ -347,6 +350,8 @@ def stated(where: str, path: Path, key: str, expected: Any, found: Any) -> None:
 def check_order(side: Path, records: list[Record]) -> list[str]:
     """The token order: leaves in order.log chain to what each record states."""
     try:
+        if not (side / "config.json").exists():
+            raise ValueError("no such file")
         data = json.loads((side / "config.json").read_bytes())["data"]
         names = ("batch_size", "index_digest", "order", "overlay", "seed", "seq_len")
         chain = hashlib.sha256(b"chain-v1\0" + canonical({n: data[n] for n in names})).digest()
@@ -442,63 +447,98 @@ def check_side_files(side: Path, records: list[Record]) -> list[str]:
 
 
 def verify(directory: Path | str, level: str = "chain") -> Verdict:
-    """Verifies a run or pulled directory.
+    """Verifies a run directory, or a directory of downloaded revisions.
 
     Returns:
         (checkpoints looked at, findings, notes on what was not there to be checked).
     """
     directory = Path(directory)
-    if (directory / "checkpoints").is_dir() or (directory / "config.json").exists():
-        places = (directory / "manifest.jsonl", directory, directory / "checkpoints")
-        return verify_at(*places, "manifest.json", level, partial=False)
-    main = directory if (directory / "manifest.jsonl").exists() else directory / "main"
-    places = (main / "manifest.jsonl", main / "run", directory)
-    return verify_at(*places, "checkpoint_manifest.json", level, partial=True)
-
-
-def verify_at(
-    ledger: Path, side: Path, steps: Path, own: str, level: str, partial: bool
-) -> Verdict:
-    """As `verify`, for given places; `own` names a checkpoint's copy of its record."""
+    revisions = (directory / "main").is_dir() and not (directory / "manifest.jsonl").exists()
+    ledger = (directory / "main" if revisions else directory) / "manifest.jsonl"
     try:
         records = read_ledger(ledger)
+        pulled = read_pulled(directory / "pulled.json")
     except Wrong as error:
         return 0, [str(error)], []
     if not records:
         return 0, [f"{ledger} holds no checkpoint; train the run first"], []
-    findings, checked = [], 0
-    for record in records:
-        place = steps / f"step{record['step']}"
-        if partial and not place.exists():
-            continue
-        checked += 1
-        try:
-            check_files(place, record, level if level != "chain" else "tensors", partial)
-            copy = place / own
-            if not copy.is_file() or copy.read_bytes() != canonical(record):
-                raise Wrong(f"step{record['step']}: {copy} is not the ledger's record of this step")
-        except Wrong as error:
-            findings.append(str(error))
-    notes = [f"{len(records) - checked} steps of the ledger are not here"] * (
-        checked < len(records)
-    )
-    named = {record["step"] for record in records}
-    on_disk = (re.fullmatch("step(0|[1-9][0-9]*)", p.name) for p in steps.glob("step*"))
-    findings += [
+    if revisions:
+        return check_revisions(directory, records, level)
+    steps = directory / "checkpoints"
+    here = [r for r in records if pulled is None or r["step"] in pulled[0]]
+    findings = []
+    for record in here:
+        with_state = pulled is None or record["step"] in pulled[1]
+        findings += check_one(steps, record, "manifest.json", level, with_state)
+    findings += unlisted(steps, records) + check_run(directory, records, level)
+    return len(here), findings, not_here(pulled, len(records) - len(here))
+
+
+def check_revisions(directory: Path, records: list[Record], level: str) -> Verdict:
+    """As `verify`, for revisions that were downloaded by hand."""
+    here = [r for r in records if (directory / f"step{r['step']}").exists()]
+    findings = []
+    for record in here:
+        findings += check_one(directory, record, "checkpoint_manifest.json", level, False)
+    findings += unlisted(directory, records)
+    notes = [f"not downloaded: {len(records) - len(here)} steps"] * (len(here) < len(records))
+    side = directory / "main" / "run"
+    if not side.is_dir():
+        return len(here), findings, [*notes, "not downloaded: main/run, so order was not checked"]
+    return len(here), findings + check_run(side, records, level), notes
+
+
+def check_one(steps: Path, record: Record, own: str, level: str, with_state: bool) -> list[str]:
+    """One checkpoint; `own` names its copy of its record."""
+    place = steps / f"step{record['step']}"
+    try:
+        check_files(place, record, level if level != "chain" else "tensors", with_state)
+        copy = place / own
+        if not copy.is_file() or copy.read_bytes() != canonical(record):
+            raise Wrong(f"step{record['step']}: {copy} is not the ledger's record of this step")
+    except Wrong as error:
+        return [str(error)]
+    return []
+
+
+def unlisted(steps: Path, records: list[Record]) -> list[str]:
+    """Checkpoints on disk that the ledger does not name."""
+    found = (re.fullmatch("step(0|[1-9][0-9]*)", path.name) for path in steps.glob("step*"))
+    on_disk = {int(match[1]) for match in found if match}
+    return [
         f"step{step}: {steps / f'step{step}'} is not in the ledger; resume the run, which "
         "verifies and enters it, or restore the ledger from a copy"
-        for step in sorted({int(match[1]) for match in on_disk if match} - named)
+        for step in sorted(on_disk - {record["step"] for record in records})
     ]
-    if partial and not (side / "config.json").exists():
-        return (
-            checked,
-            findings,
-            [*notes, "no configuration and logs of the run: order not checked"],
-        )
-    if level == "chain":
-        findings += check_order(side, records) + check_metrics(side, records)
-    findings += check_changes(records) + check_side_files(side, records)
-    return checked, findings, notes
+
+
+def check_run(side: Path, records: list[Record], level: str) -> list[str]:
+    """Order, metrics and side files."""
+    chained = check_order(side, records) + check_metrics(side, records) if level == "chain" else []
+    return chained + check_changes(records) + check_side_files(side, records)
+
+
+def read_pulled(path: Path) -> tuple[set[int], set[int]] | None:
+    """Steps that were pulled, and those of them with state; None for a run that was not pulled."""
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_bytes())
+        steps, with_state = facts["steps"], facts["steps_with_state"]
+        if facts["schema"] != "pulled-v1" or {type(s) for s in (*steps, *with_state)} - {int}:
+            raise ValueError("other fields")
+        return set(steps), set(with_state)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Wrong(f"{path} is not of pulled-v1; pull again ({error!r})") from error
+
+
+def not_here(pulled: tuple[set[int], set[int]] | None, missing: int) -> list[str]:
+    """What was not pulled."""
+    if pulled is None:
+        return []
+    bare = len(pulled[0] - pulled[1])
+    counts = ((missing, "steps of the ledger"), (bare, "pulled steps' optimizer state"))
+    return [f"not pulled: {count} {what}" for count, what in counts if count]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -137,8 +137,10 @@ def verify_checkpoint(run_dir: Path, record: Record, level: str = "tensors") -> 
     verify_files(checkpoint_dir(run_dir, record["step"]), record, level)
 
 
-def verify_files(directory: Path, record: Record, level: str = "tensors") -> None:
-    """As `verify_checkpoint`, for a checkpoint that lies in any directory."""
+def verify_files(
+    directory: Path, record: Record, level: str = "tensors", with_state: bool = True
+) -> None:
+    """As `verify_checkpoint`, for any directory; without state, only the weights must be there."""
     where, listed = f"step{record['step']}", sorted(item["path"] for item in record["files"])
     if listed != sorted((MODEL, OPTIMIZER, STATE)):
         raise CheckpointError(
@@ -148,6 +150,8 @@ def verify_files(directory: Path, record: Record, level: str = "tensors") -> Non
     leaves = {}
     for item in record["files"]:
         path = directory / item["path"]
+        if not with_state and path.name != MODEL and not path.exists():
+            continue
         if not path.is_file():
             raise CheckpointError(f"{where}: {path} is missing; {_REMEDY}")
         _check_stated(where, path, "size", item["size"], path.stat().st_size)
@@ -157,7 +161,8 @@ def verify_files(directory: Path, record: Record, level: str = "tensors") -> Non
         return
     expected = {"weights_root": record["weights_root"], **record["state_roots"]}
     roots = {"weights_root": tensors_root(leaves[MODEL])}
-    roots.update({kind: moment_root(leaves[OPTIMIZER], kind) for kind in MOMENTS})
+    if OPTIMIZER in leaves:
+        roots.update({kind: moment_root(leaves[OPTIMIZER], kind) for kind in MOMENTS})
     for key, value in roots.items():
         _check_stated(where, directory, key, expected[key], value)
 

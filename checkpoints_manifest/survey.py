@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.hub_answers import Refs, RemoteFile
 from checkpoints_manifest.manifest import Record
 from checkpoints_manifest.published import BRANCH, COMMITS, CommitLine, parse_commits
-from checkpoints_manifest.remote import Refs, Remote, RemoteFile
+from checkpoints_manifest.remote import Remote
 from checkpoints_manifest.store import MODEL
 
 _COMMITS_BYTES = 256 << 20

@@ -81,9 +81,8 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]],
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
-        entries = {
-            name: _entry(name, item) for name, item in header.items() if name != "__metadata__"
-        }
+        _check_metadata(header.pop("__metadata__", {}))
+        entries = {name: _entry(name, item) for name, item in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is broken ({error})") from error
     _check_offsets(path, entries, size - 8 - length)
@@ -95,6 +94,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands there twice")
     return found
+
+
+def _check_metadata(found: Any) -> None:
+    if type(found) is not dict or any(type(value) is not str for value in found.values()):
+        raise TypeError(f"__metadata__ is not from text to text: {found!r:.100}")
 
 
 def _entry(name: str, item: Mapping[str, Any]) -> tuple[str, list[int], int, int]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Shapes = dict[str, tuple[int, ...]]
-_ITEM = 4  # bytes of an fp32
+_ITEM, _LINE = 4, 64  # bytes of an fp32, of a cache line
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
@@ -62,9 +62,13 @@ class TensorImage:
         self.shapes = dict(shapes)
         elements = sum(math.prod(shape) for shape in shapes.values())
         pinned = torch.cuda.is_available()
-        memory = torch.empty(len(header) + _ITEM * elements, dtype=torch.uint8, pin_memory=pinned)
+        # Tensors start on a cache line, which copying into them is faster for.
+        before = -len(header) % _LINE
+        size = before + len(header) + _ITEM * elements
+        memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         # Touches every page now: the first save would otherwise pay for it.
         memory.fill_(0)
+        memory = memory[before:]
         memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self._places = {}
         for name, shape in shapes.items():

@@ -12,6 +12,8 @@ Levels, each with everything before it:
 - `replay`: computes steps again, which needs the trainer: not available here.
 
 A checkpoint on disk that the ledger does not name is a finding: a ledger cut short still chains.
+Where a run was pulled, `pulled.json` says which steps, and which of them with their state; the
+others are counted, not missed.
 Not checked: `environment`, which describes the machine of that moment.
 """
 
@@ -36,13 +38,14 @@ from checkpoints_manifest.store import (
     FILE_LEVELS,
     checkpoint_dir,
     steps_on_disk,
-    verify_checkpoint,
+    verify_files,
 )
 from checkpoints_manifest.writing import MANIFEST, ledger_of
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.digests import chain_next, chain_start
 
 LEVELS = (*FILE_LEVELS, "chain", "replay")
+PULLED = "pulled.json"
 _LEAF = 32
 
 
@@ -50,7 +53,7 @@ _LEAF = 32
 class Report:
     """How many checkpoints were looked at, and what was found wrong, first divergence first.
 
-    `notes` say what is as it should be and good to know: accepted changes of numerics.
+    `notes` say what was not there to be checked, and which changes of numerics were accepted.
     """
 
     checkpoints: int
@@ -78,10 +81,15 @@ def verify_checkpoints(run_dir: Path, level: str = "chain", jobs: int | None = N
         return Report(
             0, (f"{run_dir / 'manifest.jsonl'} holds no checkpoint; train the run first",)
         )
+    try:
+        pulled = read_pulled(run_dir / PULLED)
+    except CheckpointError as error:
+        return Report(0, (str(error),))
+    here = [r for r in records if pulled is None or r["step"] in pulled.steps]
     findings: list[str] = []
-    check_one = partial(_check_one, run_dir, level if level in FILE_LEVELS else FILE_LEVELS[-1])
+    depth = level if level in FILE_LEVELS else FILE_LEVELS[-1]
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        for found in pool.map(check_one, records):
+        for found in pool.map(partial(_check_one, run_dir, depth, pulled), here):
             findings += found
     findings += _check_unlisted(run_dir, records)
     if level == "chain":
@@ -89,8 +97,45 @@ def verify_checkpoints(run_dir: Path, level: str = "chain", jobs: int | None = N
         findings += _check_metrics(run_dir, records)
     findings += change_findings(records)
     findings += _check_side_files(run_dir, records)
-    notes = tuple(map(describe_change, stated_changes(records)))
-    return Report(len(records), tuple(findings), notes)
+    notes = (
+        *_not_here(pulled, len(records) - len(here)),
+        *(f"accepted break: {describe_change(change)}" for change in stated_changes(records)),
+    )
+    return Report(len(here), tuple(findings), notes)
+
+
+@dataclass(frozen=True)
+class PulledSteps:
+    """What `pulled.json` says is there."""
+
+    steps: frozenset[int]
+    with_state: frozenset[int]
+
+
+def read_pulled(path: Path) -> PulledSteps | None:
+    """Steps of a pulled run; None for a run that was not pulled.
+
+    Raises:
+        CheckpointError: not of pulled-v1.
+    """
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_bytes())
+        steps, with_state = facts["steps"], facts["steps_with_state"]
+        if facts["schema"] != "pulled-v1" or {type(s) for s in (*steps, *with_state)} - {int}:
+            raise ValueError("other fields")
+        return PulledSteps(frozenset(steps), frozenset(with_state))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not of pulled-v1; pull again ({error!r})") from error
+
+
+def _not_here(pulled: PulledSteps | None, missing: int) -> tuple[str, ...]:
+    if pulled is None:
+        return ()
+    bare = len(pulled.steps - pulled.with_state)
+    counts = ((missing, "steps of the ledger"), (bare, "pulled steps' optimizer state"))
+    return tuple(f"not pulled: {count} {what}" for count, what in counts if count)
 
 
 def check_level(level: str) -> None:
@@ -108,12 +153,13 @@ def check_level(level: str) -> None:
         raise ValueError(f"expected a level of {', '.join(LEVELS)}; found {level!r}")
 
 
-def _check_one(run_dir: Path, level: str, record: Record) -> list[str]:
+def _check_one(run_dir: Path, level: str, pulled: PulledSteps | None, record: Record) -> list[str]:
+    directory = checkpoint_dir(run_dir, record["step"])
     try:
-        verify_checkpoint(run_dir, record, level)
+        verify_files(directory, record, level, not pulled or record["step"] in pulled.with_state)
     except CheckpointError as error:
         return [str(error)]
-    path = checkpoint_dir(run_dir, record["step"]) / MANIFEST
+    path = directory / MANIFEST
     if not path.is_file() or path.read_bytes() != canonical_json(record):
         return [f"step{record['step']}: {path} is not the ledger's record of this step"]
     return []

@@ -209,7 +209,8 @@ class _Build:
             else:
                 tokenizer = open_tokenizer(self.recipe.tokenizer)
             write_bytes(self.place.tokenizer, tokenizer.data)
-            notice = encode.made_encoder(tokenizer.data, tokenizer.eod, tokenizer.bos).notice
+            _, encoder = encode.made_encoder(tokenizer.data, tokenizer.eod, tokenizer.bos)
+            notice = encoder.notice
             if notice is not None:
                 self.say(notice)
 

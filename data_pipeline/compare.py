@@ -31,7 +31,7 @@ Decode = Callable[[npt.NDArray[np.integer[Any]]], bytes]
 Progress = Callable[[int], None]
 
 _NEAR_STEPS = 64
-_MOST_ROWS_FOR_PAIRS = 256  # pairs of rows cost B³ bytes of hashing: 0.6 s here at 256
+_MOST_ROWS_FOR_PAIRS = 256  # pairs of rows cost B³ bytes of hashing
 _AROUND = 24  # ids of text shown before and after the first difference
 
 

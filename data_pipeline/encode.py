@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.build_directory import BuildDirectory
-from data_pipeline.canonical import canonical_json
+from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.contamination import reference
 from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
@@ -48,7 +48,8 @@ class Wanted:
 
 
 Chunk = list[Wanted]
-Encoded = list[npt.NDArray[Any]]
+# Ids, and the SHA-256 (hex) of the text they decode to where it is not the text that was encoded.
+Encoded = list[tuple[npt.NDArray[Any], str | None]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class EncodeTask:
         return cls(tokenizer.data, tokenizer.eod, tokenizer.bos, dtype)
 
     def __call__(self, chunk: Chunk) -> Encoded:
-        """Return the ids of every document.
+        """Return the ids of every document, and what became of its text.
 
         Raises:
             DatasetError: A text that is not the one that was surveyed.
@@ -80,15 +81,27 @@ class EncodeTask:
                     f"{wanted.sha256.hex()}, found {found.hex()}; the source changed during the "
                     "build: build again"
                 )
-        encoder = made_encoder(self.tokenizer, self.eod, self.bos)
-        batches = encoder.encode_batch([wanted.document.text for wanted in chunk])
-        return [ids.astype(self.dtype) for ids in batches]
+        tokenizer, encoder = made_encoder(self.tokenizer, self.eod, self.bos)
+        texts = [wanted.document.text for wanted in chunk]
+        return [
+            (ids.astype(self.dtype), _decoded_sha256(tokenizer, text, ids))
+            for text, ids in zip(texts, encoder.encode_batch(texts), strict=True)
+        ]
 
 
 @lru_cache(maxsize=4)
-def made_encoder(tokenizer: bytes, eod: int, bos: int | None) -> Encoder:
-    """Return the encoder of a tokenizer file, made once in a process (it takes half a second)."""
-    return encoder_for(Tokenizer(tokenizer, eod, bos))
+def made_encoder(tokenizer: bytes, eod: int, bos: int | None) -> tuple[Tokenizer, Encoder]:
+    """Return the tokenizer of a file and its encoder, made once in a process."""
+    made = Tokenizer(tokenizer, eod, bos)
+    return made, encoder_for(made)
+
+
+def _decoded_sha256(tokenizer: Tokenizer, text: str, ids: npt.NDArray[Any]) -> str | None:
+    """SHA-256 (hex) of the decoded ids where they do not spell the text, else None."""
+    if tokenizer.is_exact_for(text):
+        return None
+    decoded = tokenizer.decode_bytes(ids)
+    return None if decoded == text.encode("utf-8") else sha256_hex(decoded)
 
 
 def encode_group(
@@ -137,11 +150,11 @@ def encode_group(
     wanted = _wanted(plan, group, survey, kept, done)
     inputs = chunked(wanted, lambda one: one.size, _CHUNK_BYTES, _CHUNK_DOCUMENTS)
     for chunk, encoded in pool.map(inputs):
-        for one, ids in zip(chunk, encoded, strict=True):
-            writers[one.split].add(ids, _record(one))
+        for one, (ids, decoded) in zip(chunk, encoded, strict=True):
+            writers[one.split].add(ids, _record(one, decoded))
         size = sum(one.size for one in chunk)
         meter.advance(size)
-        meter.add(size, sum(len(ids) for ids in encoded))
+        meter.add(size, sum(len(ids) for ids, _ in encoded))
     record = {split: [vars(s) for s in writer.close()] for split, writer in writers.items()}
     write_bytes(root / "record.json", canonical_json(record))
 
@@ -207,10 +220,12 @@ def _wanted(
         )
 
 
-def _record(wanted: Wanted) -> dict[str, Any]:
+def _record(wanted: Wanted, decoded: str | None) -> dict[str, Any]:
     """The line of ``.sources.jsonl`` of a document."""
     record = reference(wanted.document)
     record |= {"bytes": wanted.size, "sha256": wanted.sha256.hex()}
     if wanted.document.meta:
         record["meta"] = dict(wanted.document.meta)
+    if decoded is not None:
+        record["decoded_sha256"] = decoded
     return record

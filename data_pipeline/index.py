@@ -66,6 +66,12 @@ class ShardIndex:
                 f"{where}: expected a dataset index, found no file; "
                 "build the dataset first (`tripod data build`)"
             ) from None
+        return cls.parse(storage, raw)
+
+    @classmethod
+    def parse(cls, storage: Storage, raw: bytes) -> "ShardIndex":
+        """Check the bytes of the ``index.json`` of a storage; errors as ``load``."""
+        where = storage.where("index.json")
         data = _parse(where, raw)
         return cls(storage, sha256_hex(raw), data, _shards(where, data))
 
@@ -205,8 +211,8 @@ def verify_dataset(
         dataset_dir: The dataset.
         expected_digest: Index digest that it must have, for example the one stated by a suite.
         text: Also decode every document and compare it with the SHA-256 of its source text, which
-            proves that tokens and text are the same thing (about 10 M tokens/s). Documents that a
-            tokenizer with a normaliser changed cannot be compared so; they are counted.
+            proves that tokens and text are the same thing. Documents that a tokenizer with a
+            normaliser changed are compared with the SHA-256 of what it made of them, and counted.
         counts: Filled with ``documents`` and, for ``text``, ``text_equal`` and
             ``text_changed_by_tokenizer``.
 

@@ -7,7 +7,7 @@ and even an id, may lie across a cut.
 
 Guarantees: everything the ``.idx`` says is checked when it is opened, in pieces of bounded memory:
 magic, version, type, every count against every size, every pointer against the lengths before it,
-the document index (12 bytes an item are read: 3 s for Pythia's 146 M items). A file that is
+the document index (12 bytes an item are read). A file that is
 cut, longer, swapped with another or of another type is an error and never a crash or a wrong id.
 
 Does not guarantee: that the ids are the right ones, because these files hold no checksum. That is

@@ -7,10 +7,11 @@ threshold · permutations places; one that agrees with no leader becomes one. Jo
 groups (connected components over all bands); the one that comes first is kept.
 
 Guarantees: the same groups on every machine for one version of the algorithm, which is recorded;
-memory of about 40 bytes a document, whatever the signatures take on disk. Does not guarantee: that
-every pair above the threshold is found (with the default 16 bands of 8 values a pair of similarity
-0.8 shares a band with probability 0.95, one of 0.9 with 0.9999), nor that two members of one
-group are similar to each other: a chain of similar documents is one group.
+memory of some tens of bytes a document, whatever the signatures take on disk.
+
+Does not guarantee: that every pair above the threshold is found (with the default 16 bands of 8
+values a pair of similarity 0.8 shares a band with probability 0.95, one of 0.9 with 0.9999), nor
+that two members of one group are similar to each other: a chain of similar documents is one group.
 """
 
 from collections.abc import Iterator, Sequence

@@ -5,10 +5,9 @@ Own words and closed forms for what ``gpt2_dataset.py`` and ``helpers.cpp`` of G
 is the specification, with vectors.
 
 Memory: 8.5 bytes an item and epoch and 4 a sample: 2.4 GB for the standard Pile of Pythia (210 M
-items, 162 M samples) and 3.3 GB while it is made, about half a minute of one core (measured: 20 M
-items, 2.9 s, 232 MB), in every process that opens it. The two inverses, which only searches need,
-are made on first use: 4 bytes an item and epoch, 4 a sample. Finding the pieces of 1,024 samples
-takes 1.6 ms. Nothing is cached in files.
+items, 162 M samples), more while it is made, in every process that opens it. The two inverses,
+which only searches need, are made on first use: 4 bytes an item and epoch, 4 a sample. Nothing is
+cached in files.
 """
 
 import math

@@ -4,7 +4,8 @@ Guarantees: a shard that passes is the one its record names, holds ids of the vo
 its marks where documents begin and end and nowhere else, and its records are in canonical form and
 on the right side of the split. With a tokenizer the text of its documents is compared as far as
 the tokenizer lets it be: all of it where decoding is exact; else the documents whose decoded text
-has the recorded SHA-256 are equal, and the others are counted, after their decoded text was
+has the recorded SHA-256 are equal. The others are counted, after their decoded text was compared
+with the SHA-256 that the build recorded of it (``decoded_sha256``), or, where it recorded none, was
 encoded to the same ids again.
 """
 
@@ -28,7 +29,7 @@ REBUILD = "restore the file from a copy, or delete the dataset and build it agai
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KEYS = {"bytes": int, "name": str, "sha256": str, "source": str}
-_OPTIONAL_KEYS = {"id": str, "meta": dict, "record": int}
+_OPTIONAL_KEYS = {"decoded_sha256": str, "id": str, "meta": dict, "record": int}
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,16 @@ def _compare_text(
     tokenizer: Tokenizer,
 ) -> str:
     data = tokenizer.decode_bytes(ids)
-    found = sha256_hex(data)
-    if found == record["sha256"]:
+    found, decoded = sha256_hex(data), record.get("decoded_sha256")
+    if found == record["sha256"] and decoded is None:
         return "text_equal"
     place = f"sha256 of the text of document {number} ({record['name']})"
     path = form.root / shard.file
     if tokenizer.is_exact:
         expect(path, place, record["sha256"], found)
+    if decoded is not None:
+        expect(path, f"decoded_{place}", decoded, found)
+        return "text_changed_by_tokenizer"
     try:
         again = tokenizer.encode(data.decode("utf-8"))
     except UnicodeDecodeError:
@@ -156,6 +160,9 @@ def _source_line(
         wanted = (_KEYS | _OPTIONAL_KEYS)[key]
         expect(path, f"{place}, type of {key}", wanted.__name__, type(value).__name__)
     expect(path, f"{place}, sha256 of 64 hex digits", True, bool(_HEX.fullmatch(record["sha256"])))
+    decoded = record.get("decoded_sha256", "0" * 64)
+    hexadecimal = bool(_HEX.fullmatch(decoded)) and decoded != record["sha256"]
+    expect(path, f"{place}, decoded_sha256 of 64 hex digits, another one", True, hexadecimal)
     expect(path, f"{place}, bytes not negative", True, record["bytes"] >= 0)
     heldout = in_heldout(record["sha256"], form.heldout_permille)
     expect(path, f"{place}, split by content", "heldout" if heldout else "train", split)

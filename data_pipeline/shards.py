@@ -11,7 +11,7 @@ error and never a crash. Does not check contents: that is ``index.verify_dataset
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,32 +20,38 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DatasetError
+from data_pipeline.gather import gather_rows, will_need
 from data_pipeline.index import ShardIndex
 from data_pipeline.protocols import DocumentRef, Ids
 from data_pipeline.storage import Array
 
+REMOTE_BLOCK = 1 << 22  # bytes
 _DOCS_ROW = 16  # bytes of a row of `.docs`: two u64
 
 
 class TokenStream:
     """The ids of one split, as if they lay in one file."""
 
-    def __init__(self, place: str | Path, split: str = "train") -> None:
+    def __init__(
+        self, place: str | Path, split: str = "train", index: ShardIndex | None = None
+    ) -> None:
         """Check the sizes of the files; each is mapped when it is first read.
 
         Args:
             place: The directory of a dataset, or its URL (sizes are then checked at first use).
             split: ``train`` or ``heldout``.
+            index: The index of the dataset, where it is read already.
 
         Raises:
             DatasetError: An unknown split, or a file that is missing or has another size.
         """
-        self.index = ShardIndex.load(place)
+        self.index = index or ShardIndex.load(place)
         if split not in self.index.splits:
             raise DatasetError(f"split: expected one of {sorted(self.index.splits)}, found {split}")
         self.split = split
         self._records = self.index.splits[split]
         self._starts = _starts(shard.tokens for shard in self._records)
+        self._edges = np.array(self._starts, dtype=np.int64)
         self._first_document = _starts(shard.documents for shard in self._records)
         self.num_tokens = self._starts[-1]
         self.num_documents = self._first_document[-1]
@@ -72,9 +78,17 @@ class TokenStream:
         return ends
 
     def pieces(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield (offset, ids) of every shard in stream order; ids in the type of the shards."""
+        """Yield (offset, ids) in stream order, ids in the type of the shards.
+
+        A piece is a shard, mapped; behind a URL at most ``REMOTE_BLOCK`` bytes of one, fetched when
+        its turn comes, so memory does not grow with the shards.
+        """
+        block = REMOTE_BLOCK // self.index.dtype.itemsize
         for number, start in enumerate(self._starts[:-1]):
-            yield start, self._ids(number)[:]
+            ids = self._ids(number)
+            size = max(1, len(ids) if self.index.storage.is_local else block)
+            for first in range(0, len(ids), size):
+                yield start + first, ids[first : first + size]
 
     def num_sequences(self, seq_len: int) -> int:
         """Number of whole sequences of S inputs and S targets; the rest of the stream is unused."""
@@ -125,11 +139,12 @@ class TokenStream:
 
     def windows(self, offsets: npt.ArrayLike, width: int) -> Ids:
         """Return the ``width`` ids from each of n offsets of the stream: int64 [n, width]."""
-        offsets = np.asarray(offsets, dtype=np.int64)
-        out = np.empty((offsets.size, width), dtype=np.int64)
-        for row, offset in enumerate(offsets.tolist()):
-            out[row] = self.read(offset, width)
-        return out
+        return gather_rows(self._ids, self._edges, offsets, width)
+
+    def will_need(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Start to read the files of these spans [start, end), without waiting for them."""
+        offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        will_need(self._ids, self._edges, offsets[:, 0], offsets[:, 1] - offsets[:, 0])
 
     def document_at(self, offset: int) -> DocumentRef:
         """Return the document that holds the id at ``offset`` (a mark belongs to what it closes).

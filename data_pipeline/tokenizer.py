@@ -29,6 +29,7 @@ from data_pipeline.errors import DatasetError
 EOD = 0
 EOD_TEXT = "<|endoftext|>"
 MIN_VOCAB = 257
+_UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
 _UTF8_BYTES = [*range(0xC0), *range(0xC2, 0xF5)]
 
 # Fixed for ever: a library that gives other ids for it encodes differently, whatever its version.
@@ -125,10 +126,21 @@ class Tokenizer:
             names.append("prefix-space")
         return "+".join(names) or "none"
 
-    @property
+    @cached_property
     def is_exact(self) -> bool:
         """Whether decoding the ids of any text gives back its exact bytes."""
         return self.normalisation == "none" and self._is_byte_level
+
+    def is_exact_for(self, text: str) -> bool:
+        """Whether it is known, without decoding, that the ids of a text give back its exact bytes.
+
+        So for every text where ``is_exact``, and for ASCII where nothing but the Unicode normal
+        forms is applied, which leave it as it is (UAX #15).
+        """
+        forms = self.normalisation.split("+")
+        return self.is_exact or (
+            text.isascii() and self._is_byte_level and {*forms} <= _UNICODE_FORMS
+        )
 
     @cached_property
     def _is_byte_level(self) -> bool:

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,17 @@ from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.tensor_digest import read_header
 
 Array = npt.NDArray[np.float32]
-# Gives a directory with a revision's files for as long as the context lasts.
-Fetch = Callable[[str], AbstractContextManager[Path]]
+
+
+class Fetch(Protocol):
+    """Gives a directory with a revision's files for as long as the context lasts."""
+
+    def __call__(
+        self, name: str, paths: Sequence[str] | None = None
+    ) -> AbstractContextManager[Path]:
+        """Files of a revision; its weights where `paths` is None."""
+
+
 # Two steps are at least this share as far apart as any two between them.
 ON_PATH = 0.7
 # Room for a norm beyond its neighbours', as a share of it, and for a loss, in nats.

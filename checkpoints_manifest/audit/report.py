@@ -93,9 +93,11 @@ def as_json(report: AuditReport) -> dict[str, Any]:
     }
 
 
-def as_html(reports: Sequence[AuditReport]) -> str:
-    """One page for one or more repositories."""
+def as_html(reports: Sequence[AuditReport], between: Sequence[Finding] = ()) -> str:
+    """One page for one or more repositories, and for what was found between them."""
     body = "\n".join(_section(report) for report in reports)
+    if between:
+        body += f"\n<h2>Between the repositories</h2>\n{_table(between)}"
     title = "Audit of " + ", ".join(report.snapshot.name for report in reports)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_e(title)}</title>'
@@ -111,15 +113,18 @@ def _section(report: AuditReport) -> str:
     for finding in report.findings:
         for name in finding.revisions:
             kinds[name].append(finding.kind)
-    rows = "\n".join(
-        f"<tr><td><code>{_e(f.kind)}</code></td><td>{_e(f.message)}</td></tr>"
-        for f in report.findings
-    )
-    found = f"<table><tr><th>found</th><th>what</th></tr>\n{rows}</table>" if rows else ""
+    found = _table(report.findings) if report.findings else ""
     return (
         f"<h2>{_e(report.snapshot.name)}</h2><p>{_e(report.headline)}.</p>\n"
         f"{_strip(report, kinds)}\n{found}\n{_legend(report)}\n{_revisions(report, kinds)}"
     )
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    rows = "\n".join(
+        f"<tr><td><code>{_e(f.kind)}</code></td><td>{_e(f.message)}</td></tr>" for f in findings
+    )
+    return f"<table><tr><th>found</th><th>what</th></tr>\n{rows}</table>"
 
 
 def _strip(report: AuditReport, kinds: dict[str, list[str]]) -> str:

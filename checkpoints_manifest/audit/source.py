@@ -20,8 +20,8 @@ from checkpoints_manifest.audit.names import STEP_LIKE
 from checkpoints_manifest.audit.snapshot import GONE, Files, RepoSnapshot
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.hub import LocalHub
+from checkpoints_manifest.hub_answers import Refs, RemoteFile
 from checkpoints_manifest.published import BRANCH
-from checkpoints_manifest.remote import Refs, RemoteFile
 
 _MAX_SMALL, _MAX_SIDE = 4 << 20, 64 << 20
 # A tokenizer.json has megabytes and says nothing in a message.

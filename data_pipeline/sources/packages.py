@@ -32,7 +32,7 @@ class PackageSource(TextFileSource):
 
         Args:
             spec: ``packages``: ``{"name", "include": [globs], "exclude": [globs]}`` in reading
-                order.
+                order; ``name``, the kind by default, by which a mixture tells two of them apart.
             workers: Not used: the hashes are in RECORD.
             known: Not used either.
 
@@ -40,7 +40,7 @@ class PackageSource(TextFileSource):
             DatasetError: A package that is not installed, has no RECORD, is named twice or has no
                 file that matches; or a file without a SHA-256 in RECORD.
         """
-        spec.expect_keys(required=["packages"])
+        spec.expect_keys(required=["packages"], optional=["name"])
         self._versions: dict[str, str] = {}
         files: list[SourceFile] = []
         for package in spec.items("packages"):
@@ -53,19 +53,24 @@ class PackageSource(TextFileSource):
             distribution = _distribution(name)
             self._versions[name] = distribution.version
             files += _package_files(name, distribution, package)
-        super().__init__(self.kind, files)
+        self._part = spec.optional_text("name")
+        super().__init__(self._part or self.kind, files)
 
     def _remedy(self, file: SourceFile) -> str:
         version = self._versions[file.source]
         return f"reinstall it: pip install --force-reinstall --no-deps {file.source}=={version}"
 
     def record(self, counts: Mapping[str, Counter[str]] | None = None) -> list[dict[str, Any]]:
-        """Describe every package: version, files, digest of the list of file hashes, skipped."""
+        """Describe every package: version, files, digest of the list of file hashes, skipped.
+
+        ``part`` is the name of this source where the recipe gives it one.
+        """
         return [
             {
                 "kind": "python_package",
                 "name": name,
                 "version": version,
+                **({} if self._part is None else {"part": self._part}),
                 **self._totals([f for f in self.files if f.source == name], self._counts(counts)),
             }
             for name, version in self._versions.items()

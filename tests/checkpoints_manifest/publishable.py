@@ -46,7 +46,8 @@ def make_run(suite_dir, steps=STEPS, weights=random_weights, tokenizer=b'{"versi
         folder.mkdir(parents=True)
     (dataset / "tokenizer.json").write_bytes(tokenizer)
     index = canonical_json({
-        "tokenizer": {"sha256": sha256_hex(tokenizer)}, "policies": {"bos": "none", "eod": "append"},
+        "tokenizer": {"sha256": sha256_hex(tokenizer)},
+        "policies": {"bos": "none", "eod": "append"},
         "sources": [{"name": "omegaconf", "version": "2.3.1"}],
     })  # fmt: skip
     (dataset / "index.json").write_bytes(index)

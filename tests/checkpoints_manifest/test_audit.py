@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -211,3 +212,9 @@ def test_reports_say_the_same_in_three_forms():
     for outside in ("http://", "https://", "<script", "<link", "<img"):
         assert outside not in page
     assert as_text(AuditReport.of(clean())).endswith("nothing found")
+
+
+def test_the_docs_hold_the_table_that_the_script_prints():
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    assert audit_table.table() in page
+    assert all(f"`{kind}`" in page for kind in KINDS if kind not in ("no-steps", "deep"))

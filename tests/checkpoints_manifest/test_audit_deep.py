@@ -44,7 +44,7 @@ def look(tmp_path, weights, loss=None):
     held = []
 
     @contextlib.contextmanager
-    def fetch(name):
+    def fetch(name, paths=None):
         held.append(name)
         assert len(held) == 1
         yield tmp_path / name

@@ -15,12 +15,17 @@ from checkpoints_manifest.publish import Options, publish
 from checkpoints_manifest.remote import Remote
 from checkpoints_manifest.run_files import RunFiles
 from tests.checkpoints_manifest.publishable import STEPS, make_run, quick_pacer, true_label
-from tests.loopback.fixtures import hub as loopback
+from tests.loopback.fixtures import serving
 from tests.loopback.server import TOKEN
 
 REPO = "org/toy-1"
-hub = loopback
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "loopback", monkeypatch) as served:
+        yield served
 
 
 def remote(server, repo=REPO):

@@ -1,4 +1,4 @@
-"""Publishing to the loopback Hub: complete or absent, once, true, and the same after any failure."""
+"""Publishing to the loopback Hub: complete or absent, once, true, the same after any failure."""
 
 import json
 import os
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.gitobjects import blob_id, lfs_pointer, tree_id
+from checkpoints_manifest.hub import LocalHub
 from checkpoints_manifest.manifest import Ledger, record_digest
 from checkpoints_manifest.pacer import Pacer
-from checkpoints_manifest.published import BRANCH, parse_commits, parse_publication
 from checkpoints_manifest.publish import Options, dry_run, publish
 from checkpoints_manifest.publish_dataset import dataset_changes, publish_dataset
+from checkpoints_manifest.published import BRANCH, parse_commits, parse_publication
 from checkpoints_manifest.remote import Remote
 from checkpoints_manifest.run_files import LOGS, RunFiles
 from data_pipeline.canonical import sha256_file
@@ -28,7 +30,7 @@ from tests.checkpoints_manifest.publishable import (
     true_label,
 )
 from tests.loopback.faults import Answer, broken, too_many
-from tests.loopback.fixtures import hub  # noqa: F401
+from tests.loopback.fixtures import serving
 from tests.loopback.server import TOKEN
 
 REPO = "org/toy-1"
@@ -37,19 +39,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
 @pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "loopback", monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
 def run_dir(tmp_path):
     return make_run(tmp_path / "suite")
 
 
-def remote(hub, repo=REPO, kind="model", **more):  # noqa: F811
+def remote(hub, repo=REPO, kind="model", **more):
     return Remote(repo, kind, endpoint=hub.endpoint, token=TOKEN, pacer=quick_pacer(), **more)
 
 
-def go(hub, run_dir, check=true_label, say=lambda line: None, **options):  # noqa: F811
+def go(hub, run_dir, check=true_label, say=lambda line: None, **options):
     return publish(RunFiles.read(run_dir), remote(hub), check, Options(**options), say)
 
 
-def trees(hub, repo=REPO):  # noqa: F811
+def trees(hub, repo=REPO):
     """What a reader sees: branches and tags to the files they hold, as git ids."""
     repository = hub.repository("model", repo)
     found = {}
@@ -64,7 +72,7 @@ def trees(hub, repo=REPO):  # noqa: F811
     return found
 
 
-def own_commits(hub):  # noqa: F811
+def own_commits(hub):
     repository = hub.repository("model", REPO)
     return {
         branch: [title for _, _, title in repository.history(repository.refs("heads")[branch])]
@@ -78,7 +86,7 @@ WHOLE = {
 }
 
 
-def test_every_step_is_a_revision_with_the_files_of_the_ledger(hub, run_dir):  # noqa: F811
+def test_every_step_is_a_revision_with_the_files_of_the_ledger(hub, run_dir):
     done = go(hub, run_dir, tag="v1")
     assert done.new == done.steps == STEPS
     repository = hub.repository("model", REPO)
@@ -95,7 +103,7 @@ def test_every_step_is_a_revision_with_the_files_of_the_ledger(hub, run_dir):  #
         assert "optimizer.safetensors" not in tree
 
 
-def test_main_holds_ledger_card_logs_and_the_last_step(hub, run_dir):  # noqa: F811
+def test_main_holds_ledger_card_logs_and_the_last_step(hub, run_dir):
     done = go(hub, run_dir, dataset="org/toy-data")
     repository = hub.repository("model", REPO)
     tree = repository.tree(done.main)
@@ -124,7 +132,27 @@ def test_main_holds_ledger_card_logs_and_the_last_step(hub, run_dir):  # noqa: F
     assert b"<svg" in read("loss.svg")
 
 
-def test_published_again_nothing_changes(hub, run_dir):  # noqa: F811
+def test_trees_are_those_of_the_local_hub(hub, run_dir, tmp_path):
+    """Commits cannot agree (a server writes its own author and date); what they hold does."""
+    go(hub, run_dir)
+    run, local = RunFiles.read(run_dir), LocalHub(tmp_path / "local")
+    repository = hub.repository("model", REPO)
+    for record in run.records:
+        name = f"step{record['step']}"
+        run.export(record, tmp_path / name, with_state=False)
+        commit = local.publish(REPO, name, tmp_path / name)
+        snapshot = local.repository(REPO) / "snapshots" / commit
+        ids = {
+            path.name: blob_id(lfs_pointer(sha256_file(path), path.stat().st_size))
+            if path.suffix == ".safetensors"
+            else blob_id(path.read_bytes())
+            for path in snapshot.iterdir()
+        }
+        tree = repository.git("rev-parse", f"refs/heads/{name}^{{tree}}").decode().strip()
+        assert tree == tree_id(ids)
+
+
+def test_published_again_nothing_changes(hub, run_dir):
     first = go(hub, run_dir, tag="v1")
     before, hub.requests[:] = trees(hub), []
     second = go(hub, run_dir, tag="v1")
@@ -136,7 +164,7 @@ def test_published_again_nothing_changes(hub, run_dir):  # noqa: F811
     ]
 
 
-def test_steps_trained_later_go_on_top_and_old_lines_stay(hub, run_dir):  # noqa: F811
+def test_steps_trained_later_go_on_top_and_old_lines_stay(hub, run_dir):
     first = go(hub, run_dir)
     old = hub.repository("model", REPO)
     before = old.blob(old.tree(first.main)["commits.jsonl"].blob)
@@ -147,7 +175,7 @@ def test_steps_trained_later_go_on_top_and_old_lines_stay(hub, run_dir):  # noqa
     assert after.startswith(before) and after.count(b"\n") == 5
 
 
-def test_with_state_each_revision_can_be_trained_on_from(hub, run_dir):  # noqa: F811
+def test_with_state_each_revision_can_be_trained_on_from(hub, run_dir):
     go(hub, run_dir, with_state=True)
     repository = hub.repository("model", REPO)
     heads = repository.refs("heads")
@@ -159,7 +187,7 @@ def test_with_state_each_revision_can_be_trained_on_from(hub, run_dir):  # noqa:
     assert go(hub, run_dir).new == ()
 
 
-def test_a_dry_run_names_everything_and_changes_nothing(hub, run_dir):  # noqa: F811
+def test_a_dry_run_names_everything_and_changes_nothing(hub, run_dir):
     lines = []
     run = RunFiles.read(run_dir)
     planned = dry_run(run, remote(hub), true_label, Options(tag="v1"), lines.append)
@@ -180,13 +208,13 @@ def test_a_dry_run_names_everything_and_changes_nothing(hub, run_dir):  # noqa: 
 # The label gate.
 
 
-def test_without_a_check_of_labels_nothing_is_published(hub, run_dir):  # noqa: F811
+def test_without_a_check_of_labels_nothing_is_published(hub, run_dir):
     with pytest.raises(CheckpointError, match="no check of their labels"):
         go(hub, run_dir, check=None)
     assert hub.changes() == []
 
 
-def test_a_false_label_stops_everything_and_all_of_them_are_named(hub, run_dir):  # noqa: F811
+def test_a_false_label_stops_everything_and_all_of_them_are_named(hub, run_dir):
     def check(step):
         return f"row 3 has loss 1.5 instead of 2.5 at {step}" if step in (1, 4) else None
 
@@ -195,7 +223,7 @@ def test_a_false_label_stops_everything_and_all_of_them_are_named(hub, run_dir):
     assert hub.changes() == []
 
 
-def test_labels_are_checked_for_new_steps_only(hub, run_dir):  # noqa: F811
+def test_labels_are_checked_for_new_steps_only(hub, run_dir):
     go(hub, run_dir)
     save_step(run_dir, 5, random_weights(5))
     asked = []
@@ -203,7 +231,7 @@ def test_labels_are_checked_for_new_steps_only(hub, run_dir):  # noqa: F811
     assert asked == [5]
 
 
-def test_damaged_weights_are_not_published(hub, run_dir):  # noqa: F811
+def test_damaged_weights_are_not_published(hub, run_dir):
     flip(run_dir / "checkpoints" / "step2" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"step2.*sha256"):
         go(hub, run_dir)
@@ -264,7 +292,7 @@ PAIRS = [("commit", fault) for fault in FAULTS] + [
 
 
 @pytest.mark.parametrize(("place", "fault"), PAIRS)
-def test_a_request_that_fails_makes_no_difference(hub, two_steps, place, fault, wanted):  # noqa: F811
+def test_a_request_that_fails_makes_no_difference(hub, two_steps, place, fault, wanted):
     path = (CHANGING | READING)[place]
     method = "GET" if place in READING else "PUT" if place == "upload" else "POST"
     once = place in ("create", "main", "tag", "first branch")
@@ -285,7 +313,7 @@ def wanted_trees():
 
 
 @pytest.fixture
-def wanted(hub, two_steps, wanted_trees):  # noqa: F811
+def wanted(hub, two_steps, wanted_trees):
     """What an undisturbed publisher makes, computed once."""
     if not wanted_trees:
         go(hub, two_steps, tag="v1")
@@ -298,7 +326,7 @@ def wanted(hub, two_steps, wanted_trees):  # noqa: F811
     return dict(wanted_trees)
 
 
-def test_what_the_hub_asks_for_in_retry_after_is_waited(hub, two_steps):  # noqa: F811
+def test_what_the_hub_asks_for_in_retry_after_is_waited(hub, two_steps):
     clock = [0.0]
     slept = []
 
@@ -314,9 +342,9 @@ def test_what_the_hub_asks_for_in_retry_after_is_waited(hub, two_steps):  # noqa
     assert max(slept) == 1234
 
 
-def test_a_hub_that_keeps_failing_ends_in_an_error_that_says_how_to_go_on(hub, two_steps):  # noqa: F811
+def test_a_hub_that_keeps_failing_ends_in_an_error_that_says_how_to_go_on(hub, two_steps):
     hub.faults.add("POST", "/commit/", times=1000, answer=broken())
-    with pytest.raises(CheckpointError, match="could not commit to checkpoints .*goes on from"):
+    with pytest.raises(CheckpointError, match=r"could not commit to checkpoints .*goes on from"):
         go(hub, two_steps)
     hub.faults.clear()
     go(hub, two_steps)
@@ -327,7 +355,7 @@ def test_a_hub_that_keeps_failing_ends_in_an_error_that_says_how_to_go_on(hub, t
 
 
 @pytest.mark.parametrize("branch", [BRANCH, "main"])
-def test_another_writers_commit_is_seen_and_left_alone(hub, two_steps, branch):  # noqa: F811
+def test_another_writers_commit_is_seen_and_left_alone(hub, two_steps, branch):
     def intrude():
         hub.repository("model", REPO).commit(branch, {"theirs": b"x"}, (), "theirs")
 
@@ -342,7 +370,7 @@ def test_another_writers_commit_is_seen_and_left_alone(hub, two_steps, branch): 
         assert go(hub, two_steps).steps == STEPS[:2]
 
 
-def test_another_publisher_of_the_same_run_is_no_stranger(hub, two_steps, tmp_path):  # noqa: F811
+def test_another_publisher_of_the_same_run_is_no_stranger(hub, two_steps, tmp_path):
     """Two machines publish copies of one run at once: the second finds its commit made."""
     twin = make_run(tmp_path / "twin", STEPS[:2])
     hub.faults.add("POST", "/commit/checkpoints", before=lambda: go(hub, twin))
@@ -350,7 +378,7 @@ def test_another_publisher_of_the_same_run_is_no_stranger(hub, two_steps, tmp_pa
     assert own_commits(hub)[BRANCH] == WHOLE[BRANCH][2:]
 
 
-def test_a_branch_that_exists_elsewhere_is_not_taken_for_ours(hub, two_steps):  # noqa: F811
+def test_a_branch_that_exists_elsewhere_is_not_taken_for_ours(hub, two_steps):
     """409 on create_branch says that the name exists, not where it points."""
 
     def intrude():
@@ -362,7 +390,7 @@ def test_a_branch_that_exists_elsewhere_is_not_taken_for_ours(hub, two_steps):  
         go(hub, two_steps)
 
 
-def test_a_moved_branch_or_tag_is_found(hub, two_steps):  # noqa: F811
+def test_a_moved_branch_or_tag_is_found(hub, two_steps):
     go(hub, two_steps, tag="v1")
     repository = hub.repository("model", REPO)
     heads = repository.refs("heads")
@@ -374,7 +402,7 @@ def test_a_moved_branch_or_tag_is_found(hub, two_steps):  # noqa: F811
         go(hub, two_steps)
 
 
-def test_a_deleted_branch_is_made_again_where_it_was(hub, two_steps):  # noqa: F811
+def test_a_deleted_branch_is_made_again_where_it_was(hub, two_steps):
     go(hub, two_steps)
     repository = hub.repository("model", REPO)
     before = trees(hub)
@@ -383,7 +411,7 @@ def test_a_deleted_branch_is_made_again_where_it_was(hub, two_steps):  # noqa: F
     assert trees(hub) == before
 
 
-def test_another_run_is_refused(hub, run_dir, tmp_path):  # noqa: F811
+def test_another_run_is_refused(hub, run_dir, tmp_path):
     go(hub, run_dir)
     other = make_run(tmp_path / "other", weights=lambda step: random_weights(step + 90))
     with pytest.raises(CheckpointError, match="does not belong to this ledger"):
@@ -393,14 +421,14 @@ def test_another_run_is_refused(hub, run_dir, tmp_path):  # noqa: F811
         go(hub, fewer)
 
 
-def test_a_model_from_elsewhere_is_not_overwritten(hub, run_dir):  # noqa: F811
+def test_a_model_from_elsewhere_is_not_overwritten(hub, run_dir):
     remote(hub).create(private=False)
     hub.repository("model", REPO).commit("main", {"model.safetensors": b"x" * 300}, (), "theirs")
     with pytest.raises(CheckpointError, match="not published from a ledger"):
         go(hub, run_dir)
 
 
-def test_a_hub_that_stores_other_bytes_is_found_before_the_branch_exists(hub, two_steps):  # noqa: F811
+def test_a_hub_that_stores_other_bytes_is_found_before_the_branch_exists(hub, two_steps):
     def swap(answer):
         repository = hub.repository("model", REPO)
         head = repository.refs("heads")[BRANCH]
@@ -417,7 +445,7 @@ def test_a_hub_that_stores_other_bytes_is_found_before_the_branch_exists(hub, tw
 # The token.
 
 
-def test_without_a_login_nothing_is_tried(hub, two_steps, monkeypatch):  # noqa: F811
+def test_without_a_login_nothing_is_tried(hub, two_steps, monkeypatch):
     monkeypatch.setattr("checkpoints_manifest.remote.get_token", lambda: None)
     anonymous = Remote(REPO, endpoint=hub.endpoint, pacer=quick_pacer())
     with pytest.raises(CheckpointError, match="hf auth login"):
@@ -425,14 +453,14 @@ def test_without_a_login_nothing_is_tried(hub, two_steps, monkeypatch):  # noqa:
     assert hub.requests == []
 
 
-def test_a_token_that_may_not_write_is_an_error_with_a_remedy(hub, two_steps):  # noqa: F811
+def test_a_token_that_may_not_write_is_an_error_with_a_remedy(hub, two_steps):
     other = Remote(REPO, endpoint=hub.endpoint, token="hf_other", pacer=quick_pacer())
     with pytest.raises(CheckpointError, match="hf auth login") as caught:
         publish(RunFiles.read(two_steps), other, true_label, Options())
     assert "hf_other" not in str(caught.value)
 
 
-def test_the_token_is_in_nothing_that_is_written_or_said(hub, run_dir, capfd, caplog):  # noqa: F811
+def test_the_token_is_in_nothing_that_is_written_or_said(hub, run_dir, capfd, caplog):
     caplog.set_level("DEBUG")
     said = []
     # A Hub that sends back what it was sent.
@@ -470,7 +498,7 @@ KILLS = {
 }
 
 
-def child(hub, run_dir, home):  # noqa: F811
+def child(hub, run_dir, home):
     command = [sys.executable, "-m", "tests.checkpoints_manifest.publishable"]
     return subprocess.Popen(
         [*command, str(run_dir), hub.endpoint, REPO, "", "v1"], cwd=ROOT,
@@ -483,7 +511,7 @@ def child(hub, run_dir, home):  # noqa: F811
 @pytest.mark.parametrize("place", KILLS)
 def test_a_killed_publisher_run_again_ends_in_the_same_refs(
     hub, two_steps, tmp_path, place, wanted
-):  # noqa: F811
+):
     method, path, skip, when = KILLS[place]
     started = []
 
@@ -501,7 +529,7 @@ def test_a_killed_publisher_run_again_ends_in_the_same_refs(
     assert not list(two_steps.glob(".publish-*"))
 
 
-def test_two_publishers_of_one_run_directory_exclude_each_other(hub, two_steps):  # noqa: F811
+def test_two_publishers_of_one_run_directory_exclude_each_other(hub, two_steps):
     run = RunFiles.read(two_steps)
     with run.one_publisher(), pytest.raises(CheckpointError, match="another process"):
         go(hub, two_steps)
@@ -510,7 +538,7 @@ def test_two_publishers_of_one_run_directory_exclude_each_other(hub, two_steps):
 # The dataset.
 
 
-def test_the_dataset_repository_holds_index_order_and_logs(hub, run_dir):  # noqa: F811
+def test_the_dataset_repository_holds_index_order_and_logs(hub, run_dir):
     run = RunFiles.read(run_dir)
     data = remote(hub, "org/toy-data", "dataset")
     assert len(dataset_changes(run, data, "mit")) == 8 and hub.changes() == []
@@ -528,3 +556,11 @@ def test_the_dataset_repository_holds_index_order_and_logs(hub, run_dir):  # noq
     assert tree["runs/toy-1/sequence_loss.f32"].size == 4 * 2 * 4
     assert publish_dataset(run, data, "mit", private=False) == commit
     assert dataset_changes(run, data, "mit") == []
+
+
+def test_another_dataset_is_not_overwritten(hub, run_dir, tmp_path):
+    data = remote(hub, "org/toy-data", "dataset")
+    publish_dataset(RunFiles.read(run_dir), data, "mit", private=False)
+    other = RunFiles.read(make_run(tmp_path / "other", (0,), tokenizer=b"{}"))
+    with pytest.raises(CheckpointError, match="another dataset"):
+        publish_dataset(other, data, "mit", private=False)

@@ -1,5 +1,6 @@
 """Pulling from the loopback Hub: what arrives is what was published, or it does not arrive."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -233,7 +234,7 @@ def test_steps_are_numbers_ranges_or_all(text, steps):
 
 @pytest.mark.parametrize("text", ["", "3", "a", "1-4", "1:4:2", "-1", "600:700", "1,,2", "٣"])
 def test_other_steps_are_refused(text):
-    with pytest.raises(CheckpointError, match="0, 1, 2, 4, 512|expected steps"):
+    with pytest.raises(CheckpointError, match=r"0, 1, 2, 4, 512|expected steps"):
         choose_steps(text, [0, 1, 2, 4, 512])
 
 
@@ -315,7 +316,7 @@ def test_a_request_that_fails_makes_no_difference(hub, published, tmp_path, plac
     hub.faults.add("GET", place, **fault)
     if place == "publication.json" and "mangle" in fault:
         # Nothing says beforehand what this one holds: a whole answer that is wrong is believed so.
-        with pytest.raises(CheckpointError, match="publication.json is not JSON"):
+        with pytest.raises(CheckpointError, match=r"publication\.json is not JSON"):
             get(hub, tmp_path / "to", "1:2")
     found = get(hub, tmp_path / "to", "1:2")
     assert sha256_file(weights_of(found.run_dir, 2)) == sha256_file(weights_of(published, 2))
@@ -424,7 +425,8 @@ def test_a_stream_that_is_left_early_leaves_nothing(hub, published, tmp_path):
 
 HOSTILE_JSON = [
     b"", b"null", b"[]", b"{}", b"[[[[", b"1" * 5000, b'"x"', b"\xff\xfe", b"[" * 100_000,
-    b'{"branches": 3}', b'{"branches":[{"name":1,"ref":2,"targetCommit":3}],"tags":[],"converts":[]}',
+    b'{"branches": 3}',
+    b'{"branches":[{"name":1,"ref":2,"targetCommit":3}],"tags":[],"converts":[]}',
     b'{"branches":[{"name":"main","ref":"x","targetCommit":"../../etc"}],"tags":[],"converts":[]}',
     b'[{"type":"file","path":"../../x","size":-1,"oid":"zz"}]',
     b'[{"type":"file","path":"x","size":1e400,"oid":"' + b"a" * 40 + b'"}]',
@@ -486,10 +488,12 @@ def test_a_list_without_end_is_left(hub, published, monkeypatch):
 
 def test_a_file_that_is_longer_than_stated_is_not_written_out(hub, published, tmp_path):
     long = os.urandom(3 << 20)
-    hub.faults.add(
-        "GET", "model.safetensors", times=1000,
-        mangle=lambda a: Answer(200, long, {k: v for k, v in a.headers.items() if "Linked" not in k}),
-    )  # fmt: skip
+
+    def stretch(answer):
+        headers = {k: v for k, v in answer.headers.items() if "Linked" not in k}
+        return Answer(200, long, headers)
+
+    hub.faults.add("GET", "model.safetensors", times=1000, mangle=stretch)
     with pytest.raises(CheckpointError):
         get(hub, tmp_path / "to", "1")
     big = [p for p in (tmp_path / "to").rglob("*") if p.is_file() and p.stat().st_size > 2 << 20]
@@ -557,10 +561,12 @@ def some_records(tmp_path_factory):
     return Ledger(run_dir / "manifest.jsonl").records()
 
 
+KINDS = ("flip", "cut", "insert", "repeat")
 mutations = st.lists(
-    st.tuples(st.sampled_from("flip cut insert repeat".split()), st.integers(0, 5000), st.binary(max_size=12)),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 5000), st.binary(max_size=12)),
+    min_size=1,
+    max_size=4,
+)
 
 
 def mutate(data, changes):
@@ -607,8 +613,7 @@ def test_whatever_is_served_nothing_wrong_is_taken(hub, published, tmp_path, see
     outside = {p: p.stat().st_mtime_ns for p in (tmp_path / "suite").rglob("*") if p.is_file()}
 
     def damage(answer):
-        kinds = ["flip", "cut", "insert", "repeat"]
-        changes = [(draw.choice(kinds), draw.randrange(1 << 20), draw.randbytes(5))]
+        changes = [(draw.choice(KINDS), draw.randrange(1 << 20), draw.randbytes(5))]
         headers = dict(answer.headers)
         if draw.random() < 0.3:
             headers = {k: v for k, v in headers.items() if draw.random() < 0.7}
@@ -623,10 +628,8 @@ def test_whatever_is_served_nothing_wrong_is_taken(hub, published, tmp_path, see
             mangle=damage,
         )
     to = tmp_path / "to"
-    try:
+    with contextlib.suppress(CheckpointError):
         get(hub, to, with_state=True)
-    except CheckpointError:
-        pass
     taken = visible(to)
     taken.pop("toy-1/pulled.json", None)
     assert set(taken.values()) <= good

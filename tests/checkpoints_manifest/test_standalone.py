@@ -54,7 +54,8 @@ def agree(run_dir, level="chain"):
     report = verify_checkpoints(run_dir, level, jobs=1)
     checked, findings, notes = standalone.verify(run_dir, level)
     assert plain(findings) == plain(report.findings)
-    assert (checked, notes) == (report.checkpoints, [])
+    assert checked == report.checkpoints
+    assert notes == list(report.notes)
     return findings
 
 
@@ -139,14 +140,17 @@ def test_both_verifiers_agree_on_records_that_are_chained_well(run_dir, tmp_path
     shutil.rmtree(copy.parent)
 
 
-@pytest.fixture(params=["flat", "main"])
-def pulled(request, run_dir, tmp_path):
-    """What a pull leaves: ledger, side files, and some steps, one of them with its state."""
-    directory = tmp_path / "pulled"
-    main = directory if request.param == "flat" else directory / "main"
+SIDE = ("config.json", "numerics.json", "order.log", "metrics.jsonl")
+
+
+@pytest.fixture
+def downloaded(run_dir, tmp_path):
+    """Revisions downloaded by hand: main, and two steps, one of them with its moments."""
+    directory = tmp_path / "downloaded"
+    main = directory / "main"
     (main / "run").mkdir(parents=True)
     shutil.copy(run_dir / "manifest.jsonl", main)
-    for name in ("config.json", "numerics.json", "order.log", "metrics.jsonl"):
+    for name in SIDE:
         shutil.copy(run_dir / name, main / "run")
     for step, names in ((1, ["model"]), (4, ["model", "optimizer"])):
         target = directory / f"step{step}"
@@ -158,11 +162,22 @@ def pulled(request, run_dir, tmp_path):
     return directory
 
 
-def test_a_pulled_directory_is_checked_as_far_as_it_was_pulled(pulled):
-    found = alone(pulled)
+@pytest.fixture
+def pulled(run_dir):
+    """A pulled run: two of three steps, one of them without its state."""
+    shutil.rmtree(run_dir / "checkpoints/step0")
+    for name in ("optimizer.safetensors", "trainer_state.json"):
+        (run_dir / "checkpoints/step1" / name).unlink()
+    facts = {"schema": "pulled-v1", "steps": [1, 4], "steps_with_state": [4]}
+    (run_dir / "pulled.json").write_text(json.dumps(facts))
+    return run_dir
+
+
+def test_downloaded_revisions_are_checked_as_far_as_they_are_there(downloaded):
+    found = alone(downloaded)
     assert found["findings"] == []
     assert found["checkpoints"] == 2
-    assert found["notes"] == ["1 steps of the ledger are not here"]
+    assert found["notes"] == ["not downloaded: 1 steps"]
 
 
 @pytest.mark.parametrize(
@@ -172,22 +187,49 @@ def test_a_pulled_directory_is_checked_as_far_as_it_was_pulled(pulled):
         (lambda p: flip(p / "step4/optimizer.safetensors"), "step4: .*sha256"),
         (lambda p: (p / "step4/model.safetensors").unlink(), "step4: .* is missing"),
         (lambda p: flip(p / "step4/checkpoint_manifest.json", 9), "not the ledger's record"),
-        (lambda p: flip(next(p.rglob("order.log")), 33), "step4: .*order chain"),
-        (lambda p: flip(next(p.rglob("metrics.jsonl")), 30), "step4: .*metrics"),
+        (lambda p: flip(p / "main/run/order.log", 33), "step4: .*order chain"),
+        (lambda p: flip(p / "main/run/metrics.jsonl", 30), "step4: .*metrics"),
         (lambda p: (p / "step4").rename(p / "step9"), "step9 is not in the ledger"),
     ],
 )
-def test_damage_in_a_pulled_directory_is_named(pulled, damage, words):
-    damage(pulled)
-    (finding,) = alone(pulled)["findings"]
+def test_damage_in_downloaded_revisions_is_named(downloaded, damage, words):
+    damage(downloaded)
+    (finding,) = alone(downloaded)["findings"]
     assert re.search(words, finding), finding
 
 
-def test_without_the_logs_the_order_is_not_checked_and_that_is_said(pulled):
-    shutil.rmtree(next(pulled.rglob("run")))
-    found = alone(pulled)
+def test_without_the_logs_the_order_is_not_checked_and_that_is_said(downloaded):
+    shutil.rmtree(downloaded / "main/run")
+    found = alone(downloaded)
     assert found["findings"] == []
-    assert "order not checked" in found["notes"][1]
+    assert "order was not checked" in found["notes"][1]
+
+
+def test_a_pulled_run_is_held_to_what_was_pulled(pulled):
+    found = alone(pulled)
+    assert (found["checkpoints"], found["findings"]) == (2, [])
+    assert found["notes"] == [
+        "not pulled: 1 steps of the ledger", "not pulled: 1 pulled steps' optimizer state",
+    ]  # fmt: skip
+    report = verify_checkpoints(pulled)
+    assert (report.checkpoints, report.findings) == (2, ())
+    assert list(report.notes) == found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: flip(p / "checkpoints/step1/model.safetensors"), "step1: .*sha256"),
+        (lambda p: shutil.rmtree(p / "checkpoints/step1"), "step1: .* is missing"),
+        (lambda p: (p / "checkpoints/step4/trainer_state.json").unlink(), "step4: .* is missing"),
+        (lambda p: (p / "pulled.json").write_text("{}"), "is not of pulled-v1"),
+        (lambda p: (p / "pulled.json").write_text('{"schema":"pulled-v1","steps":[1.5]}'), "v1"),
+    ],
+)
+def test_both_verifiers_name_the_same_damage_of_a_pulled_run(pulled, damage, words):
+    damage(pulled)
+    (finding,) = agree(pulled)
+    assert re.search(words, finding), finding
 
 
 def test_words_for_people(run_dir):

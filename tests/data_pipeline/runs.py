@@ -20,17 +20,19 @@ def make_run(
     every: int = 4,
     fed: Any = None,
     batch_size: int = B,
+    order: str = "order-v1",
+    seq_len: int = S,
 ) -> BatchReader:
     """Write a run below the directory that holds ``dataset``.
 
     ``fed(step, ids)`` returns what the run read instead of what its index promises.
     """
-    reader = BatchReader(dataset, S, batch_size, seed, overlay=overlay)
+    reader = BatchReader(dataset, seq_len, batch_size, seed, order, overlay)
     record = {
         "index_digest": reader.stream.index.digest,
-        "order": "order-v1",
+        "order": order,
         "seed": seed,
-        "seq_len": S,
+        "seq_len": seq_len,
         "batch_size": batch_size,
         "overlay": None if overlay is None else overlay.stem,
     }

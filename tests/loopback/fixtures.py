@@ -1,10 +1,9 @@
-"""Fixtures for tests that talk to the loopback Hub; import them by name into a test module."""
+"""A loopback Hub and this process as its client; test modules make their `hub` fixture of it."""
 
 import time
 from contextlib import contextmanager
 
 import huggingface_hub.constants
-import pytest
 from huggingface_hub.utils import close_session
 
 from tests.loopback.server import LoopbackHub
@@ -23,10 +22,3 @@ def serving(root, monkeypatch):
     with LoopbackHub(root) as served:
         yield served
     close_session()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty loopback Hub."""
-    with serving(tmp_path / "loopback", monkeypatch) as served:
-        yield served

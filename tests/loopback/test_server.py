@@ -3,12 +3,18 @@
 import hashlib
 import json
 import subprocess
+from pathlib import Path
 
 import httpx2
 import huggingface_hub.constants
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub import snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -17,15 +23,22 @@ from huggingface_hub.errors import (
 )
 
 from tests.loopback.faults import Answer, broken, too_many
-from tests.loopback.fixtures import hub  # noqa: F401
+from tests.loopback.fixtures import serving
 from tests.loopback.server import TOKEN
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 REPO = "org/toy"
 WEIGHTS = bytes(range(256)) * 40
 
 
 @pytest.fixture
-def api(hub):  # noqa: F811
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "loopback", monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
+def api(hub):
     found = HfApi(endpoint=hub.endpoint, token=TOKEN)
     found.create_repo(REPO)
     return found
@@ -43,7 +56,7 @@ def commit(api, revision="main", parent=None, message="more", **files):
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
 @pytest.mark.parametrize("part_bytes", [None, 4000])
-def test_what_is_pushed_comes_back(hub, tmp_path, kind, part_bytes):  # noqa: F811
+def test_what_is_pushed_comes_back(hub, tmp_path, kind, part_bytes):
     hub.part_bytes = part_bytes
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     api.create_repo(REPO, repo_type=kind)
@@ -63,14 +76,13 @@ def test_what_is_pushed_comes_back(hub, tmp_path, kind, part_bytes):  # noqa: F8
         REPO, repo_type=kind, endpoint=hub.endpoint, cache_dir=tmp_path / "cache", token=TOKEN
     )
     assert (tmp_path / "cache").exists()
-    with open(f"{folder}/model.safetensors", "rb") as file:
-        assert file.read() == WEIGHTS
+    assert Path(folder, "model.safetensors").read_bytes() == WEIGHTS
     assert not api.verify_repo_checksums(
         REPO, repo_type=kind, cache_dir=tmp_path / "cache"
     ).mismatches
 
 
-def test_git_itself_finds_nothing_wrong(hub, api):  # noqa: F811
+def test_git_itself_finds_nothing_wrong(hub, api):
     commit(api, a__json=b"{}")
     commit(api, model__safetensors=WEIGHTS)
     api.create_commit(REPO, [CommitOperationDelete("a.json")], commit_message="less")
@@ -89,7 +101,7 @@ def test_a_stale_parent_is_refused(api):
     assert api.repo_info(REPO).sha == second
 
 
-def test_what_exists_and_what_does_not(hub, api):  # noqa: F811
+def test_what_exists_and_what_does_not(hub, api):
     head = commit(api, a=b"1")
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_repo(REPO)
@@ -115,7 +127,7 @@ def test_what_exists_and_what_does_not(hub, api):  # noqa: F811
     assert [ref.name for ref in api.list_repo_refs(REPO).branches] == ["main"]
 
 
-def test_history_comes_in_pages_newest_first_with_dates_the_client_reads(hub, api):  # noqa: F811
+def test_history_comes_in_pages_newest_first_with_dates_the_client_reads(hub, api):
     hub.page = 2
     made = [commit(api, a=bytes([n]), message=f"change {n}") for n in range(4)]
     found = api.list_repo_commits(REPO)
@@ -124,7 +136,7 @@ def test_history_comes_in_pages_newest_first_with_dates_the_client_reads(hub, ap
     assert found[0].created_at.year >= 2024
 
 
-def test_objects_are_what_their_name_says(hub, api):  # noqa: F811
+def test_objects_are_what_their_name_says(hub, api):
     name = hashlib.sha256(WEIGHTS).hexdigest()
     answer = httpx2.put(f"{hub.endpoint}/lfs/object/{name}", content=WEIGHTS[:-1])
     assert answer.status_code == 400
@@ -139,7 +151,7 @@ def test_objects_are_what_their_name_says(hub, api):  # noqa: F811
     assert answer.status_code == 400 and "does not exist" in answer.text
 
 
-def test_changes_need_the_token(hub, api):  # noqa: F811
+def test_changes_need_the_token(hub, api):
     stranger = HfApi(endpoint=hub.endpoint, token="hf_other")
     before = hub.repository("model", REPO).refs("heads")
     with pytest.raises(HfHubHTTPError):
@@ -147,7 +159,7 @@ def test_changes_need_the_token(hub, api):  # noqa: F811
     assert hub.repository("model", REPO).refs("heads") == before
 
 
-def test_ranges(hub, api):  # noqa: F811
+def test_ranges(hub, api):
     commit(api, model__safetensors=WEIGHTS, small=b"0123456789")
     base = f"{hub.endpoint}/{REPO}/resolve/main"
     for name, data in (("small", b"0123456789"), ("model.safetensors", WEIGHTS)):
@@ -159,7 +171,7 @@ def test_ranges(hub, api):  # noqa: F811
 
 
 def test_a_download_that_breaks_goes_on_where_it_was(
-    hub,  # noqa: F811
+    hub,
     api,
     tmp_path,
     monkeypatch,
@@ -170,20 +182,18 @@ def test_a_download_that_breaks_goes_on_where_it_was(
     path = hf_hub_download(
         REPO, "model.safetensors", endpoint=hub.endpoint, local_dir=tmp_path / "here"
     )
-    with open(path, "rb") as file:
-        assert file.read() == WEIGHTS
+    assert Path(path).read_bytes() == WEIGHTS
     assert [r[2] for r in hub.requests if r[0] == "GET" and "/resolve/" in r[1]] == [200, 206]
 
 
-def test_the_client_does_not_see_a_corrupted_object(hub, api, tmp_path):  # noqa: F811
+def test_the_client_does_not_see_a_corrupted_object(hub, api, tmp_path):
     """Why pull hashes what it gets: the downloader checks the size only."""
     commit(api, model__safetensors=WEIGHTS)
     hub.corrupt_object(hashlib.sha256(WEIGHTS).hexdigest())
     path = hf_hub_download(
         REPO, "model.safetensors", endpoint=hub.endpoint, local_dir=tmp_path / "here"
     )
-    with open(path, "rb") as file:
-        assert file.read() != WEIGHTS
+    assert Path(path).read_bytes() != WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -196,7 +206,7 @@ def test_the_client_does_not_see_a_corrupted_object(hub, api, tmp_path):  # noqa
         ({"mangle": lambda answer: Answer(200, b"[]")}, True),
     ],
 )
-def test_faults_strike_once_and_say_whether_the_commit_was_made(hub, api, fault, made):  # noqa: F811
+def test_faults_strike_once_and_say_whether_the_commit_was_made(hub, api, fault, made):
     head = commit(api, a=b"1")
     hub.faults.add("POST", "/commit/", **fault)
     with pytest.raises((HfHubHTTPError, httpx2.HTTPError, TypeError)):
@@ -205,7 +215,7 @@ def test_faults_strike_once_and_say_whether_the_commit_was_made(hub, api, fault,
     commit(api, a=b"3")
 
 
-def test_another_writer_between_two_of_our_requests(hub, api):  # noqa: F811
+def test_another_writer_between_two_of_our_requests(hub, api):
     head = commit(api, a=b"1")
     repository = hub.repository("model", REPO)
     hub.faults.add(
@@ -215,7 +225,7 @@ def test_another_writer_between_two_of_our_requests(hub, api):  # noqa: F811
         commit(api, a=b"2", parent=head)
 
 
-def test_an_upload_that_breaks_is_sent_again_whole(hub, api):  # noqa: F811
+def test_an_upload_that_breaks_is_sent_again_whole(hub, api):
     hub.faults.add("PUT", "/lfs/object/", cut_upload=5000)
     commit(api, model__safetensors=WEIGHTS)
     assert hub.object_path(hashlib.sha256(WEIGHTS).hexdigest()).read_bytes() == WEIGHTS

@@ -1,5 +1,6 @@
 """What goes wrong is stopped before it does harm, and named: documents, ranks, knobs."""
 
+import dataclasses
 import json
 import math
 import os
@@ -50,15 +51,17 @@ def poison(monkeypatch, at, rows):
     """Makes the losses of some rows of one update not a number."""
     from suite import engine
 
-    real, calls = engine.sequence_nll, []
+    real, calls = engine.quantum_loss, []
 
-    def sequence_nll(model, ids, precision):
-        losses = real(model, ids, precision)
+    def quantum_loss(*args):
+        loss = real(*args)
         calls.append(1)
         update, quantum = divmod(len(calls) - 1, 6)
-        return losses * math.nan if update + 1 == at and quantum in rows else losses
+        if update + 1 == at and quantum in rows:
+            return dataclasses.replace(loss, sequences=loss.sequences * math.nan)
+        return loss
 
-    monkeypatch.setattr(engine, "sequence_nll", sequence_nll)
+    monkeypatch.setattr(engine, "quantum_loss", quantum_loss)
 
 
 def test_a_non_finite_loss_stops_before_the_update_with_its_documents_named(
@@ -155,7 +158,7 @@ def test_a_spike_is_logged_with_rows_and_documents_and_survives_a_resume(
 
 def test_noise_lines_are_those_of_the_gradients(config, whole, suite_dir):
     """Recomputed by autograd, one quantum after the other, at the first update."""
-    from suite.engine import sequence_nll
+    from suite.loss import sequence_nll
 
     engine = ExactEngine(config, Group(0, 1))
     ids = torch.from_numpy(Reading.of_run(whole).reader().ids(0))
