@@ -19,14 +19,14 @@ from typing import Any
 
 from data_pipeline.canonical import is_sha256_hex
 from data_pipeline.orders import ORDERS
+from suite.families import FAMILIES, problems
 
-FAMILIES = ("gpt_neox",)
-INITIALISATIONS = ("small-wang-v1",)
 SCHEDULES = ("cosine-v1",)
 PRECISIONS = ("fp32", "bf16")
 REDUCTIONS = ("fixed64-v1",)
 PROFILES = ("portable-x86", "native")
 MODES = ("exact",)
+ACTIVATION_CHECKPOINTING = ("none", "blocks")
 
 
 class ConfigError(ValueError):
@@ -66,22 +66,25 @@ class Seeds:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A stock `transformers` architecture and our named initialisation."""
+    """A stock `transformers` architecture and our named initialisation.
+
+    `hf` are keyword arguments of the family's configuration class. `vocab_padding_multiple` rounds
+    the rows of the embeddings up in memory; checkpoints keep `hf.vocab_size` rows.
+    """
 
     family: str
     initialisation: str
     hf: Mapping[str, Any]
+    vocab_padding_multiple: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("rung.model.family", self.family, FAMILIES)
-        _one_of("rung.model.initialisation", self.initialisation, INITIALISATIONS)
-        for key in ("attention_dropout", "hidden_dropout"):
-            if self.hf.get(key, 0.0):
-                raise ConfigError(
-                    f"rung.model.hf.{key}={self.hf[key]!r}: dropout keyed by sequence is not "
-                    f"built yet, and the "
-                    "device's own generator would break exactness; set it to 0.0"
-                )
+        _one_of("rung.model.family", self.family, tuple(FAMILIES))
+        family = FAMILIES[self.family]
+        _one_of("rung.model.initialisation", self.initialisation, family.initialisations)
+        _at_least("rung.model.vocab_padding_multiple", self.vocab_padding_multiple, 1)
+        found = problems(family, self.hf)
+        if found:
+            raise ConfigError("\n".join(f"rung.model.hf.{line}" for line in found))
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class NumericsConfig:
-    """Everything that changes bits: part of the recipe, whatever the hardware."""
+    """Everything that changes bits: part of the recipe, whatever the hardware.
+
+    `activation_checkpointing` alone changes none: "blocks" trades a second forward for memory.
+    `loss_chunk` is the number of tokens whose logits exist at a time; null: the whole quantum.
+    """
 
     quantum: int
     precision: str
     reduction: str
     mode: str
     profile: str
+    activation_checkpointing: str = "none"
+    loss_chunk: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("numerics.precision", self.precision, PRECISIONS)
@@ -162,6 +171,13 @@ class NumericsConfig:
         _one_of("numerics.mode", self.mode, MODES)
         _one_of("numerics.profile", self.profile, PROFILES)
         _at_least("numerics.quantum", self.quantum, 1)
+        _one_of(
+            "numerics.activation_checkpointing",
+            self.activation_checkpointing,
+            ACTIVATION_CHECKPOINTING,
+        )
+        if self.loss_chunk is not None:
+            _at_least("numerics.loss_chunk", self.loss_chunk, 1)
 
 
 @dataclass(frozen=True)
@@ -186,11 +202,11 @@ class RunConfig:
                 f"rung={self.rung.name!r} is not in suite {self.suite.name!r}; its rungs: "
                 f"{', '.join(self.suite.ladder)}"
             )
-        context = self.rung.model.hf.get("max_position_embeddings")
+        key = FAMILIES[self.rung.model.family].context
+        context = self.rung.model.hf.get(key) if key else None
         if context is not None and context < self.data.seq_len:
             raise ConfigError(
-                f"rung.model.hf.max_position_embeddings={context} is shorter than "
-                f"data.seq_len={self.data.seq_len}"
+                f"rung.model.hf.{key}={context} is shorter than data.seq_len={self.data.seq_len}"
             )
 
     @property
@@ -220,11 +236,12 @@ class RunConfig:
         """The run's identity as plain mappings and lists.
 
         The ladder is not part of it, so a suite can grow; nor is the recipe of the dataset, whose
-        digest stands for it.
+        digest stands for it. Optional keys at their default are left out, so a run keeps its bytes
+        when the configuration learns a new key.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         for key in ("ladder", "axes"):
-            del record["suite"][key]
+            record["suite"].pop(key, None)
         del record["data"]["build"]
         return record
 
@@ -239,7 +256,8 @@ class RunConfig:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        items = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
+        return {name: _plain(item) for name, (item, default) in items.items() if item != default}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

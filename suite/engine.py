@@ -7,23 +7,21 @@ assignment gives the same bits. Specification: docs/spec/exact-step.md.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from checkpoints_manifest.names import canonical_parameters
+from checkpoints_manifest.names import canonical_parameters, stored_state
 from data_pipeline.digests import sequence_digests
 from suite.adamw import Moments, adamw_v1
 from suite.comm import Group
 from suite.config import RunConfig
 from suite.gradient_digest import gradient_digest
 from suite.layout import flatten_parameters, make_layout
-from suite.models import build_model
+from suite.loss import quantum_loss
+from suite.models import build_model, checkpoint_blocks
 from suite.norm import chunk_sums, norm_from_chunks
 from suite.quantise import SCALE_BITS, NonFiniteGradientError, range_limit, verified_quantiser
 
@@ -48,25 +46,6 @@ class StepResult:
     gradient: str
 
 
-def sequence_nll(model: nn.Module, ids_BT: torch.Tensor, precision: str) -> torch.Tensor:
-    """Mean negative log-likelihood of each sequence, fp32, shape [B].
-
-    Args:
-        model: a causal LM.
-        ids_BT: int64 [B, S+1]: S inputs, S targets, one id of overlap.
-        precision: "fp32", or "bf16" for autocast over fp32 weights; logits and loss are fp32 in
-        both.
-    """
-    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if precision == "bf16":
-        autocast = torch.autocast(ids_BT.device.type, dtype=torch.bfloat16)
-    with autocast:
-        logits = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
-    targets = ids_BT[:, 1:]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape).mean(dim=1)
-
-
 class ExactEngine:
     """One rank's model, optimizer shard and accumulator.
 
@@ -77,6 +56,8 @@ class ExactEngine:
     def __init__(self, config: RunConfig, group: Group) -> None:
         self.config, self.group = config, group
         self.model = build_model(config.rung.model, config.rung.seeds.init)
+        if config.numerics.activation_checkpointing == "blocks":
+            checkpoint_blocks(self.model)
         self.layout = make_layout(self.model, group.world)
         self.flat = flatten_parameters(self.model, self.layout)
         self._parameters = canonical_parameters(self.model)
@@ -104,7 +85,7 @@ class ExactEngine:
         for index in quanta_of(group.rank, group.world, config.num_quanta):
             first = index * quantum
             ids = torch.from_numpy(read(first, first + quantum))
-            losses, bad = self._backward(ids)
+            losses, bad = self._backward(ids, (update - 1) * rows + first)
             slots[first : first + quantum] = losses.double()
             slots[rows] += bad
             fed = b"".join(sequence_digests(ids.numpy()))
@@ -125,13 +106,25 @@ class ExactEngine:
             gradient=gradient,
         )
 
-    def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def _forward_backward(self, ids: torch.Tensor, position: int) -> torch.Tensor:
+        """Leaves one quantum's gradient in the parameters; returns its row losses.
+
+        Args:
+            ids: int64 [q, S+1].
+            position: position in the run of its first row, t·B + row: the key of dropout.
+        """
+        seed = self.config.rung.seeds.dropout
+        with self.model.dropout_context.at(seed, position):  # type: ignore[operator, union-attr]
+            loss = quantum_loss(self.model, ids, self.config.numerics)
+            loss.objective.backward()  # type: ignore[no-untyped-call]
+        return loss.sequences.detach()
+
+    def _backward(self, ids: torch.Tensor, position: int) -> tuple[torch.Tensor, int]:
         """Adds one quantum's gradient to the accumulator.
 
         Returns its row losses and the out-of-range count.
         """
-        losses = sequence_nll(self.model, ids, self.config.numerics.precision)
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        losses = self._forward_backward(ids, position)
         bad = 0
         for slot in self.layout.slots:
             grad = self._parameters[slot.name].grad
@@ -139,7 +132,7 @@ class ExactEngine:
                 part = self._accumulator[slot.start : slot.start + slot.size]
                 bad += self._quantise(part, grad, self._limit)
                 self._parameters[slot.name].grad = None
-        return losses.detach(), bad
+        return losses, bad
 
     @torch.no_grad()
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
@@ -159,29 +152,33 @@ class ExactEngine:
         return norm, coef, digest
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Canonical weights and moments by HF parameter name.
+        """Canonical weights and moments by stored name.
 
         All ranks call it, every rank gets it.
         """
-        weights = self.layout.views(self.flat)
+        weights = self._stored(self.flat)
         moments = {}
         for kind in ("exp_avg", "exp_avg_sq"):
             full = self.group.all_gather(getattr(self.moments, kind))
-            for name, view in self.layout.views(full).items():
+            for name, view in self._stored(full).items():
                 moments[f"{kind}.{name}"] = view
         return weights, moments
+
+    def _stored(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of a flat buffer by the names under which checkpoints store them."""
+        return stored_state(self.model, self.layout.views(flat))
 
     @torch.no_grad()
     def load_state(
         self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> None:
         """Loads canonical weights and moments into this rank's layout."""
-        for name, view in self.layout.views(self.flat).items():
+        for name, view in self._stored(self.flat).items():
             view.copy_(weights[name])
         low = self.group.rank * self.layout.shard
         for kind in ("exp_avg", "exp_avg_sq"):
             full = torch.zeros(self.layout.padded)
-            for name, view in self.layout.views(full).items():
+            for name, view in self._stored(full).items():
                 view.copy_(moments[f"{kind}.{name}"])
             getattr(self.moments, kind).copy_(full[low : low + self.layout.shard])
 

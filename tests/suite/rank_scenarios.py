@@ -58,12 +58,8 @@ def run(engine: ExactEngine, updates: range = range(1, UPDATES + 1)) -> list[flo
 class FloatSumEngine(ExactEngine):
     """Control: fp32 gradients of a rank's quanta added locally, then all-reduced as floats."""
 
-    def _backward(self, ids):
-        from suite.engine import sequence_nll
-
-        losses = sequence_nll(self.model, ids, self.config.numerics.precision)
-        losses.mean().backward()
-        return losses.detach(), 0
+    def _backward(self, ids, position):
+        return self._forward_backward(ids, position), 0
 
     def _update(self, update, lr):
         parameters = self._parameters
