@@ -21,7 +21,7 @@ from data_pipeline.canonical import is_sha256_hex
 from data_pipeline.orders import ORDERS
 from suite.families import FAMILIES, problems
 
-SCHEDULES = ("cosine-v1",)
+SCHEDULES = ("cosine-v1", "pythia-v1")
 PRECISIONS = ("fp32", "bf16")
 REDUCTIONS = ("fixed64-v1",)
 PROFILES = ("portable-x86", "native")
