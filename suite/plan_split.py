@@ -65,12 +65,12 @@ def choose_split(config: RunConfig, parameters: int, hardware: Hardware) -> Choi
         if choice.fits:
             return choice
         tried.append(choice)
-    least = min(tried, key=lambda choice: choice.memory.peak)
-    why = (
-        f"nothing fits: the least, {least.why.rstrip('.')}, needs "
-        f"{least.memory.peak / 1e9:,.1f} GB of {hardware.budget / 1e9:,.1f} GB a device"
+    least = min(
+        (choice for choice in tried if choice.split.quantum == config.numerics.quantum),
+        key=lambda choice: choice.memory.peak,
     )
-    return dataclasses.replace(least, why=why)
+    why = f"No layout fits a device, of which {hardware.budget / 1e9:,.1f} GB may be planned with."
+    return dataclasses.replace(least, overrides=(), why=why)
 
 
 def candidates(config: RunConfig, hardware: Hardware) -> Iterator[tuple[Split, tuple[str, ...], str]]:
@@ -78,7 +78,7 @@ def candidates(config: RunConfig, hardware: Hardware) -> Iterator[tuple[Split, t
     quantum = config.numerics.quantum
     for q in [quantum, *_smaller(quantum)]:
         changed = (f"numerics.quantum={q}",) if q != quantum else ()
-        note = f" with the quantum cut from {quantum} to {q}, another recipe" if changed else ""
+        note = f"; the quantum is cut from {quantum} to {q}, another recipe" if changed else ""
         for split, overrides, why in _layouts(config, hardware, q):
             yield split, (*changed, *overrides), why + note + "."
 

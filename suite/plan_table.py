@@ -89,7 +89,7 @@ def storage_table(rungs: Sequence[RungPlan]) -> str:
     """Checkpoints: number, disk, Hub, publishing time, what replay saves."""
     head = [
         "rung", "checkpoints", "disk", "Hub", "publish",
-        f"disk, state every {rungs[0].storage.state_every}th", "saved", "replay at most",
+        f"full state at 1 in {rungs[0].storage.state_every}", "saved", "replay at most",
     ]  # fmt: skip
     rows = []
     for rung in rungs:

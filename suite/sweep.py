@@ -24,6 +24,7 @@ from data_pipeline.durable import free_bytes, write_bytes
 from suite.config import ConfigError, RunConfig, sibling_differences
 from suite.data import ensure_dataset
 from suite.launch import RunFailedError, default_ranks, die_with_parent
+from suite.preflight import preflight, refusal
 from suite.publish import publish_run
 from suite.train import compose, suite_names
 from suite.verify import verify_all
@@ -86,8 +87,19 @@ def is_complete(config: RunConfig, run_dir: Path) -> bool:
 def sweep(
     suite: str, root: Path, overrides: list[str] | None = None, ranks: int | None = None
 ) -> int:
-    """Brings a suite to its report; returns the exit status (1 when a verification failed)."""
+    """Brings a suite to its report.
+
+    Returns:
+        The exit status: 0 done, 1 a verification failed, 2 it cannot run here (reasons printed).
+    """
     plan = compose_suite(suite, root, overrides)
+
+    asked = [*(overrides or []), *([f"hardware.ranks={ranks}"] if ranks else [])]
+    failures = preflight(plan, asked)
+    if failures:
+        print(refusal(plan, failures, asked))
+        return 2
+
     plan.directory.mkdir(parents=True, exist_ok=True)
     lock = _lock(plan.directory)
     try:
