@@ -97,7 +97,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
-    from suite.preflight import notices, preflight, refusal
+    from suite.preflight import notices, preflight
+    from suite.preflight_refusal import refusal
     from suite.sweep import compose_suite
 
     suite, overrides = suite_and_overrides(arguments.overrides)

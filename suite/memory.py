@@ -150,7 +150,7 @@ def activation_bytes(family: str, config: Any, half: bool) -> float:
 
 
 def _gpt_neox(config: Any, half: bool) -> float:
-    """Input, two norms, query-key-value and its rotated parts, attention, both halves of the MLP."""
+    """Input, two norms, query-key-value with its rotated parts, attention, both sides of the MLP."""
     h, wide = config.hidden_size, config.intermediate_size
     return float(22 * h + 4 * wide + 32 if half else 40 * h + 8 * wide + 32)
 

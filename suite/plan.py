@@ -107,7 +107,9 @@ def _count(family: str, hf_json: str, padding: int) -> Parameters:
     total = sum(p.numel() for p in named.values())
     rows = next(iter(vocabulary.values())).shape[0]
     padded = -(-rows // padding) * padding - rows
-    idle = experts - experts * hf["num_experts_per_tok"] // hf["num_local_experts"] if experts else 0
+    idle = (
+        experts - experts * hf["num_experts_per_tok"] // hf["num_local_experts"] if experts else 0
+    )
     return Parameters(
         total=total,
         embedding=sum(p.numel() for p in vocabulary.values()),
@@ -193,7 +195,13 @@ def plan_suite(
     """
     from suite.sweep import compose_suite
 
-    return plan_of(compose_suite(suite, Path("runs"), overrides).rungs, suite, overrides, state_every, utilisation)
+    return plan_of(
+        compose_suite(suite, Path("runs"), overrides).rungs,
+        suite,
+        overrides,
+        state_every,
+        utilisation,
+    )
 
 
 def plan_of(
@@ -217,7 +225,9 @@ def plan_of(
             name: plan_rung(config, hardware, state_every, reached.get(name))
             for name, config in rungs.items()
         },
-        notes={key: mapping[key] for key in ("deviations", "not_repeated", "about") if key in mapping},
+        notes={
+            key: mapping[key] for key in ("deviations", "not_repeated", "about") if key in mapping
+        },
     )
 
 

@@ -61,7 +61,9 @@ def rows_to_time(rung: RungPlan, hardware: Hardware) -> int:
     """Sequences of one timing: the largest divisor of the quantum within the time; 0 where none."""
     quantum, length = rung.choice.split.quantum, rung.config.data.seq_len
     seconds = rung.flops / rung.tokens * length / hardware.rate(rung.config.numerics.precision)
-    return next((q for q in range(quantum, 0, -1) if quantum % q == 0 and q * seconds < _SECONDS), 0)
+    return next(
+        (q for q in range(quantum, 0, -1) if quantum % q == 0 and q * seconds < _SECONDS), 0
+    )
 
 
 def cuda_devices() -> int:
@@ -122,9 +124,7 @@ def main(arguments: list[str]) -> int:
 
     mapping: Mapping[str, object] = json.loads(Path(arguments[0]).read_text())
     apply_determinism()
-    seconds = seconds_per_backward(
-        RunConfig.from_mapping(mapping), int(arguments[1]), arguments[2]
-    )
+    seconds = seconds_per_backward(RunConfig.from_mapping(mapping), int(arguments[1]), arguments[2])
     print(json.dumps({"seconds": seconds}))
     return 0
 

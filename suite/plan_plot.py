@@ -20,7 +20,7 @@ def schedule_points(rung: RungPlan) -> tuple[list[int], list[float]]:
 
 
 def plot_schedule(plan: SuitePlan, path: Path) -> None:
-    """Writes the figure: steps on a linear scale and, because half the checkpoints are early, a log.
+    """Writes the figure, steps on a linear scale and, for the early checkpoints, a logarithmic one.
 
     The schedule is the same for every rung but for its peak, so one curve stands for all.
     """
@@ -42,7 +42,7 @@ def plot_schedule(plan: SuitePlan, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("learning rate / peak")
     axes[0].set_title(
-        f"{plan.suite}: {rung.config.train.schedule}, {len(rung.storage.steps)} checkpoints (marks)",
+        f"{plan.suite}: {rung.config.train.schedule}, {len(rung.storage.steps)} saved steps (marks)",
         loc="left",
         fontsize=10,
     )

@@ -1,10 +1,11 @@
 """How a rung is laid out over a machine: the first layout that fits, in an order of preference.
 
 The order is the strength of the promise first, cost second: the reference engine, elastic, without
-and then with recomputed blocks; then DeepSpeed at a fixed layout, ZeRO-2, ZeRO-3, and tensor
-parallelism over 2, 4, 8 ranks. Where nothing fits, the quantum is halved, which is another recipe
-and has to be asked for; where a quantum of one sequence does not fit either, the rung needs another
-machine. What the configuration states (`engine`, `numerics.activation_checkpointing`,
+and then with recomputed blocks, at the suite's quantum and then at smaller ones; then DeepSpeed at
+a fixed layout: ZeRO-2, ZeRO-3, each with tensor parallelism over 1, 2, 4, 8 ranks. A layout that
+the suite does not state changes nothing by itself: it has to be asked for with the overrides, and
+another quantum or precision is another recipe. Where nothing fits the rung needs another machine.
+What the configuration states (`engine`, `numerics.activation_checkpointing`,
 `numerics.loss_chunk`, `hardware.ranks`) is kept.
 """
 
@@ -73,60 +74,70 @@ def choose_split(config: RunConfig, parameters: int, hardware: Hardware) -> Choi
     return dataclasses.replace(least, overrides=(), why=why)
 
 
-def candidates(config: RunConfig, hardware: Hardware) -> Iterator[tuple[Split, tuple[str, ...], str]]:
+Layout = tuple[Split, tuple[str, ...], str]  # the layout, its overrides, its sentence
+
+
+def candidates(config: RunConfig, hardware: Hardware) -> Iterator[Layout]:
     """Layouts in order of preference, each with its overrides and its sentence."""
-    quantum = config.numerics.quantum
-    for q in [quantum, *_smaller(quantum)]:
-        changed = (f"numerics.quantum={q}",) if q != quantum else ()
-        note = f"; the quantum is cut from {quantum} to {q}, another recipe" if changed else ""
-        for split, overrides, why in _layouts(config, hardware, q):
-            yield split, (*changed, *overrides), why + note + "."
+    stated = config.numerics.quantum
+    for kind in (_elastic, _fixed):
+        for q in [stated, *_smaller(stated)]:
+            changed = (f"numerics.quantum={q}",) if q != stated else ()
+            note = f"; the quantum is cut from {stated} to {q}, another recipe" if changed else ""
+            for split, overrides, why in kind(config, hardware, q):
+                yield split, (*changed, *overrides), why + note + "."
 
 
-def _layouts(
-    config: RunConfig, hardware: Hardware, quantum: int
-) -> Iterator[tuple[Split, tuple[str, ...], str]]:
-    engine = getattr(config, "engine", None)
-    if engine is not None and engine.name == "deepspeed":
-        yield _stated(config, hardware, quantum)
+def _elastic(config: RunConfig, hardware: Hardware, quantum: int) -> Iterator[Layout]:
+    if _asks_for_deepspeed(config):
         return
-    quanta = config.data.batch_size // quantum
-    stated = config.numerics.activation_checkpointing
-    chunk = config.numerics.loss_chunk
-    ranks = min(hardware.count, quanta)
-    every = Split("reference", ranks, 1, 1, stated, quantum, chunk)
+    numerics = config.numerics
+    ranks = min(hardware.count, config.data.batch_size // quantum)
+    stated = numerics.activation_checkpointing
+    every = Split("reference", ranks, 1, 1, stated, quantum, numerics.loss_chunk)
     where = f"on {ranks} rank{'s' if ranks > 1 else ''}, any number of which gives the same bits"
     yield every, (), f"The reference engine fits {where}"
-    blocks = dataclasses.replace(every, activation_checkpointing="blocks")
-    asked: tuple[str, ...] = ()
     if stated == "none":
+        blocks = dataclasses.replace(every, activation_checkpointing="blocks")
         asked = ("numerics.activation_checkpointing=blocks",)
         yield blocks, asked, f"The reference engine fits with blocks computed twice, {where}"
-    if hardware.device == "cpu" or config.rung.model.family not in _SHARDED_FAMILIES:
+
+
+def _fixed(config: RunConfig, hardware: Hardware, quantum: int) -> Iterator[Layout]:
+    if _asks_for_deepspeed(config):
+        yield _stated(config, hardware, quantum)
+        return
+    model = config.rung.model
+    if hardware.device == "cpu" or model.family not in _SHARDED_FAMILIES:
         return
     for tensor in _TENSOR:
-        if ranks < tensor or int(config.rung.model.hf["num_attention_heads"]) % tensor:
+        if hardware.count < tensor or int(model.hf["num_attention_heads"]) % tensor:
             continue
-        data_ranks = _divisor(quanta, hardware.count // tensor)
+        ranks = _divisor(config.data.batch_size // quantum, hardware.count // tensor)
+        chunk = config.numerics.loss_chunk
         for stage in (2, 3):
-            split = dataclasses.replace(
-                blocks,
-                engine="deepspeed",
-                data_ranks=data_ranks,
-                tensor_parallel=tensor,
-                zero_stage=stage,
-            )
-            words = ("engine.name=deepspeed", f"engine.zero_stage={stage}")
+            split = Split("deepspeed", ranks, tensor, stage, "blocks", quantum, chunk)
+            words: tuple[str, ...] = ("engine.name=deepspeed", f"engine.zero_stage={stage}")
             words += (f"engine.tensor_parallel={tensor}",) if tensor > 1 else ()
-            words += ("numerics.precision=bf16-params",) if _changes_precision(config, split) else ()
-            kind = f"ZeRO-{stage}" + (f" and tensor parallelism over {tensor}" if tensor > 1 else "")
-            why = f"Its state outgrows a device, so {kind}: same bits on this layout only"
-            yield split, words, why
+            words += (
+                ("numerics.precision=bf16-params",) if _changes_precision(config, split) else ()
+            )
+            kind = f"ZeRO-{stage}" + (
+                f" and tensor parallelism over {tensor}" if tensor > 1 else ""
+            )
+            yield (
+                split,
+                words,
+                f"Its state outgrows a device, so {kind}: same bits on this layout only",
+            )
 
 
-def _stated(
-    config: RunConfig, hardware: Hardware, quantum: int
-) -> tuple[Split, tuple[str, ...], str]:
+def _asks_for_deepspeed(config: RunConfig) -> bool:
+    engine = getattr(config, "engine", None)
+    return engine is not None and engine.name == "deepspeed"
+
+
+def _stated(config: RunConfig, hardware: Hardware, quantum: int) -> Layout:
     engine = getattr(config, "engine", None)
     assert engine is not None
     quanta = config.data.batch_size // quantum

@@ -34,8 +34,8 @@ def _title(plan: SuitePlan) -> str:
     return (
         f"suite {plan.suite} on {plan.hardware_name}: {hardware.count} {kind} of {memory:.0f} GB, "
         f"{share} of peak ({how})\n"
-        f"{config.train.steps:,} steps of {config.data.batch_size:,} x {config.data.seq_len:,} tokens, "
-        f"{config.train.schedule}, {config.numerics.precision}"
+        f"{config.train.steps:,} steps of {config.data.batch_size:,} x {config.data.seq_len:,} tokens"
+        f", {config.train.schedule}, {config.numerics.precision}"
     )
 
 
@@ -50,7 +50,10 @@ def compute_table(plan: SuitePlan) -> str:
         head, rows = head[:-1], [row[:-1] for row in rows]
     hours = sum(rung.device_hours for rung in plan.rungs.values())
     wall = sum(rung.wall_hours for rung in plan.rungs.values())
-    return _table(head, rows) + f"\nall rungs: {hours:,.0f} device-hours, {duration(wall)} one after another"
+    return (
+        _table(head, rows)
+        + f"\nall rungs: {hours:,.0f} device-hours, {duration(wall)} one after another"
+    )
 
 
 def _compute_row(rung: RungPlan) -> list[str]:
@@ -106,7 +109,10 @@ def storage_table(rungs: Sequence[RungPlan]) -> str:
                 f"{storage.replay_steps:,} steps",
             ]
         )
-    return _table(head, rows) + f"\nall rungs: {size(sum(r.storage.local_bytes for r in rungs))} on disk"
+    return (
+        _table(head, rows)
+        + f"\nall rungs: {size(sum(r.storage.local_bytes for r in rungs))} on disk"
+    )
 
 
 def layout_lines(rungs: Sequence[RungPlan]) -> str:
@@ -130,7 +136,9 @@ def _some(names: Sequence[str], shown: int = 10) -> str:
 def digest_table(rungs: Sequence[RungPlan]) -> str:
     """Digests of the resolved configurations and of the data index, where it is known."""
     index = rungs[0].config.data.index_digest
-    lines = [f"data index {index or 'not known before the data is built; it enters the digests below'}"]
+    lines = [
+        f"data index {index or 'not known before the data is built; it enters the digests below'}"
+    ]
     lines.append(_table(["rung", "configuration"], [[r.name, r.config_digest] for r in rungs]))
     return "\n".join(lines)
 
@@ -165,11 +173,19 @@ def _rung_json(rung: RungPlan) -> dict[str, Any]:
         "tokens": rung.tokens,
         "steps": rung.config.train.steps,
         "flops": {"6nd": rung.flops_6nd, "exact": rung.flops},
-        "split": {**asdict(choice.split), "ranks": choice.split.ranks, "elastic": choice.split.elastic},
+        "split": {
+            **asdict(choice.split),
+            "ranks": choice.split.ranks,
+            "elastic": choice.split.elastic,
+        },
         "why": choice.why,
         "overrides": list(choice.overrides),
         "fits": choice.fits,
-        "memory_bytes": {**asdict(choice.memory), "state": choice.memory.state, "peak": choice.memory.peak},
+        "memory_bytes": {
+            **asdict(choice.memory),
+            "state": choice.memory.state,
+            "peak": choice.memory.peak,
+        },
         "utilisation": rung.utilisation,
         "measured": rung.measured,
         "step_seconds": rung.step_seconds,

@@ -5,14 +5,12 @@ promises, library versions against the lock, siblings, the dataset, locks, and c
 quantum of the smallest rung. Reads and computes, writes nothing. A failure says what was expected,
 what was found and what to do; a notice is a sentence that stops nothing.
 
-Where the machine cannot run the suite, `refusal` prints the table of what each rung would need and
-offers the nearest suite that this machine can run.
+`suite.preflight_refusal` says it to people.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import shutil
 import subprocess
@@ -27,15 +25,10 @@ from typing import TYPE_CHECKING
 from data_pipeline.durable import free_bytes
 from suite.config import RunConfig, sibling_differences
 from suite.launch import die_with_parent
-from suite.numerics import (
-    apply_determinism,
-    check_environment,
-    numerics_record,
-    profile_environment,
-)
+from suite.numerics import profile_environment
 from suite.plan import RungPlan, SuitePlan, plan_of
 from suite.plan_hardware import machine_memory
-from suite.plan_table import compute_table, duration, layout_lines, size, storage_table
+from suite.plan_table import duration, size
 
 if TYPE_CHECKING:
     from suite.sweep import Sweep
@@ -44,7 +37,6 @@ if TYPE_CHECKING:
 ENGINE_DEVICES = ("cpu",)
 _DISK_MARGIN = 1.2
 _MAX_WALL_HOURS = 366 * 24.0  # of one rung
-_SUGGESTED_HOURS = 24.0  # a suite that is offered instead should end within this
 _MOCK_SECONDS = 20.0
 
 
@@ -68,11 +60,11 @@ def preflight(sweep: Sweep, overrides: list[str] | None = None, mock: bool = Tru
     Args:
         sweep: the composed suite and its directory, which need not exist.
         overrides: the Hydra overrides that it was composed with; they name the hardware.
-        mock: also compute one quantum of the smallest rung (seconds).
+        mock: also compute one quantum of the smallest rung that has not begun (seconds).
     """
     if all(_complete(sweep, name) for name in sweep.rungs):
         return []
-    plan = plan_of(sweep.rungs, _suite_of(sweep), overrides)
+    plan = plan_of(sweep.rungs, suite_of(sweep), overrides)
     left = {name: rung for name, rung in plan.rungs.items() if not _complete(sweep, name)}
     failures = [
         *check_siblings(sweep.rungs),
@@ -84,12 +76,14 @@ def preflight(sweep: Sweep, overrides: list[str] | None = None, mock: bool = Tru
         *check_data(sweep),
         *check_locks(sweep, list(left)),
     ]
+    fresh = {n: rung for n, rung in left.items() if not (sweep.run_dir(n) / "config.json").exists()}
     if mock and not failures:
-        failures += check_quantum(left)
+        failures += check_quantum(fresh)
     return failures
 
 
-def _suite_of(sweep: Sweep) -> str:
+def suite_of(sweep: Sweep) -> str:
+    """The name of a composed suite."""
     return next(iter(sweep.rungs.values())).suite.name
 
 
@@ -152,7 +146,7 @@ def check_devices(plan: SuitePlan, cuda: Callable[[], int] | None = None) -> lis
         failures.append(
             Failure(
                 "engine",
-                f"hardware.device={kind}: this version computes on {', '.join(ENGINE_DEVICES)} only",
+                f"hardware.device={kind}: the engines compute on {', '.join(ENGINE_DEVICES)} only",
                 "the plan holds for a later version; today a sweep needs hardware=cpu",
             )
         )
@@ -189,7 +183,9 @@ def check_memory(plan: SuitePlan, left: Mapping[str, RungPlan]) -> list[Failure]
         )
     if plan.hardware.device == "cpu":
         here = machine_memory()
-        needed = max((r.choice.memory.peak * r.choice.split.ranks for r in left.values()), default=0)
+        needed = max(
+            (r.choice.memory.peak * r.choice.split.ranks for r in left.values()), default=0
+        )
         if needed > here and not large:
             failures.append(
                 Failure(
@@ -228,7 +224,7 @@ def check_disk(directory: Path, left: Mapping[str, RungPlan]) -> list[Failure]:
     return [
         Failure(
             "disk",
-            f"the checkpoints need {size(needed)} and a fifth more, {size(free)} are free at {place}",
+            f"checkpoints need {size(needed)} and a fifth more, {size(free)} are free at {place}",
             "free some space, name another place with --root, or save fewer (checkpoints.every)",
         )
     ]
@@ -268,7 +264,7 @@ def _megatron_files(config: RunConfig) -> list[Failure]:
                 Failure(
                     "data",
                     f"{part['prefix']}: expected token files (.idx and .bin), found none",
-                    "download the published set (docs/pythia.md) and name the path: pile=/path/document",
+                    "download the set (docs/pythia.md) and name the path: pile=/path/document",
                 )
             )
     return failures
@@ -300,7 +296,7 @@ def _is_held(path: Path) -> bool:
 
 
 def check_quantum(left: Mapping[str, RungPlan]) -> list[Failure]:
-    """One forward and backward of the smallest rung, under the run's numerics, in a process of its own.
+    """One forward and backward of the smallest rung, in a process under the run's numerics.
 
     It fails where a kernel has no deterministic form, the numerics profile does not take, or the
     loss or a gradient is not finite.
@@ -313,7 +309,7 @@ def check_quantum(left: Mapping[str, RungPlan]) -> list[Failure]:
         path = Path(scratch) / "config.json"
         path.write_bytes(config.to_bytes())
         done = subprocess.run(
-            [sys.executable, "-m", "suite.preflight", str(path)],
+            [sys.executable, "-m", "suite.preflight_mock", str(path)],
             env=profile_environment(config.numerics.profile),
             capture_output=True,
             text=True,
@@ -334,121 +330,8 @@ def check_quantum(left: Mapping[str, RungPlan]) -> list[Failure]:
     ]
 
 
-def mock_quantum(config: RunConfig) -> float:
-    """The loss of one quantum of random ids, after its backward.
-
-    Raises:
-        NumericsError: this process cannot keep the run's numerics.
-        FloatingPointError: the loss or a gradient is not finite.
-    """
-    import torch
-
-    from suite.loss import quantum_loss
-    from suite.models import build_model
-
-    check_environment(numerics_record(config.numerics.profile, config.numerics.precision, "none"))
-    model = build_model(config.rung.model, config.rung.seeds.init)
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = int(config.rung.model.hf["vocab_size"])
-    shape = (config.numerics.quantum, config.data.seq_len + 1)
-    ids = torch.randint(0, vocabulary, shape, generator=generator)
-    with model.dropout_context.at(config.rung.seeds.dropout, 0):  # type: ignore[operator, union-attr]
-        loss = quantum_loss(model, ids, config.numerics).objective
-        loss.backward()  # type: ignore[no-untyped-call]
-    tensors = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise FloatingPointError(
-            "the loss or a gradient of random ids is not finite; look at the initialisation and the "
-            "precision of this rung"
-        )
-    return float(loss.detach())
-
-
-def main(arguments: list[str]) -> int:
-    """The mock quantum of one configuration file, as a process of its own."""
-    apply_determinism()
-    mock_quantum(RunConfig.from_mapping(json.loads(Path(arguments[0]).read_text())))
-    return 0
-
-
 def notices() -> list[str]:
     """What is worth knowing and stops nothing."""
     if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
         return []
     return ["no C compiler: the quantiser runs in its eager form, with the same bits, slower"]
-
-
-def refusal(sweep: Sweep, failures: list[Failure], overrides: list[str] | None = None) -> str:
-    """What a user reads when a sweep is refused: the table, every failure, and what fits instead."""
-    suite = _suite_of(sweep)
-    plan = plan_of(sweep.rungs, suite, overrides, state_every=10)
-    parts = [
-        f"suite {suite} cannot run here (hardware {plan.hardware_name}: {plan.hardware.count} "
-        f"{plan.hardware.device}). What each rung needs:",
-        compute_table(plan),
-        storage_table(list(plan.rungs.values())),
-    ]
-    if any(rung.choice.overrides for rung in plan.rungs.values()):
-        parts.append(layout_lines(list(plan.rungs.values())))
-    count = f"{len(failures)} reason{'s' if len(failures) > 1 else ''}"
-    parts.append(f"{count}:\n" + "\n".join(f"  {failure}" for failure in failures))
-    parts.append(suggestion(suite, sweep.directory.parent))
-    return "\n\n".join(parts)
-
-
-def suggestion(suite: str, root: Path) -> str:
-    """The nearest suite that this machine can run, and how to see what the refused one takes."""
-    near = nearest_suite(suite, root)
-    lines = [f"`tripod plan {suite} hardware=h100x8` plans it for other machines."]
-    if near is None:
-        return "No suite fits this machine. " + lines[0]
-    name, hours = near
-    return (
-        f"The nearest suite that fits this machine: {name}, about {duration(hours)} at the stated "
-        f"speed:\n  make sweep SUITE={name}\n" + lines[0]
-    )
-
-
-def nearest_suite(suite: str, root: Path) -> tuple[str, float] | None:
-    """The suite closest in kind, then the largest, that fits here within a day: name and hours.
-
-    Closest in kind: its name starts with the same word (`pythia-laptop` for `pythia`). Test suites
-    are left out.
-    """
-    from suite.sweep import compose_suite
-    from suite.train import suite_names
-
-    found = []
-    for name in suite_names():
-        if name in (suite, "smoke", "families"):
-            continue
-        if not _may_fit(name):
-            continue
-        sweep = compose_suite(name, root)
-        plan = plan_of(sweep.rungs, name)
-        hours = sum(rung.wall_hours for rung in plan.rungs.values())
-        if hours <= _SUGGESTED_HOURS and not preflight(sweep, mock=False):
-            found.append((_kind(name) == _kind(suite), hours, name))
-    if not found:
-        return None
-    _, hours, name = max(found)
-    return name, hours
-
-
-def _kind(suite: str) -> str:
-    return suite.partition("-")[0]
-
-
-def _may_fit(suite: str) -> bool:
-    """Whether a suite's smallest rung could end in a day here: one rung is composed, not all."""
-    from suite.sweep import _ladder
-    from suite.train import compose
-
-    first = _ladder(suite)[0]
-    config = RunConfig.from_mapping(compose(suite, first))
-    rung = plan_of({first: config}, suite).rungs[first]
-    return rung.choice.fits and rung.wall_hours <= _SUGGESTED_HOURS
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
