@@ -89,38 +89,38 @@ def _query_width(config: Any) -> int:
 def _grouped_attention(config: Any) -> float:
     """Query, key, value and output projections; keys and values may have fewer heads."""
     keys = int(config.num_key_value_heads) * _head_width(config)
-    return 2.0 * config.hidden_size * (2 * _query_width(config) + 2 * keys)
+    return float(2 * config.hidden_size * (2 * _query_width(config) + 2 * keys))
 
 
 def _gpt_neox(config: Any) -> float:
     """Fused query, key and value 3h², output h², up and down 2·h·i."""
     h, wide = config.hidden_size, config.intermediate_size
-    return 2.0 * (4 * h * h + 2 * h * wide)
+    return float(2 * (4 * h * h + 2 * h * wide))
 
 
 def _llama(config: Any) -> float:
-    return _grouped_attention(config) + 2.0 * 3 * config.hidden_size * config.intermediate_size
+    return _grouped_attention(config) + float(6 * config.hidden_size * config.intermediate_size)
 
 
 def _mixtral(config: Any) -> float:
     """Only the experts that a token is routed to, and the router."""
     h, active = config.hidden_size, config.num_experts_per_tok
     experts = 3 * h * config.intermediate_size * active
-    return _grouped_attention(config) + 2.0 * (experts + h * config.num_local_experts)
+    return _grouped_attention(config) + float(2 * (experts + h * config.num_local_experts))
 
 
 def mamba_products(config: Any) -> float:
     """Matrix products of one Mamba block: the projections in and out, and those of the step."""
     h, d = config.hidden_size, config.intermediate_size
     rank, states = config.time_step_rank, config.state_size
-    return 2.0 * (h * 2 * d + d * (rank + 2 * states) + rank * d + d * h)
+    return float(2 * (h * 2 * d + d * (rank + 2 * states) + rank * d + d * h))
 
 
 def _mamba(config: Any) -> float:
     """Products, convolution, and 9·d·n + 2·d for the scan (state-spaces/mamba #110)."""
     d = config.intermediate_size
-    scan = 9.0 * d * config.state_size + 2.0 * d
-    return mamba_products(config) + 2.0 * d * config.conv_kernel + scan
+    scan = 9 * d * config.state_size + 2 * d
+    return mamba_products(config) + float(2 * d * config.conv_kernel + scan)
 
 
 _PER_LAYER: dict[str, Callable[[Any], float]] = {

@@ -150,7 +150,7 @@ def activation_bytes(family: str, config: Any, half: bool) -> float:
 
 
 def _gpt_neox(config: Any, half: bool) -> float:
-    """Input, two norms, query-key-value with its rotated parts, attention, both sides of the MLP."""
+    """Input, two norms, query-key-value with its rotated parts, attention, the MLP."""
     h, wide = config.hidden_size, config.intermediate_size
     return float(22 * h + 4 * wide + 32 if half else 40 * h + 8 * wide + 32)
 
@@ -164,7 +164,7 @@ def _attention(config: Any, half: bool) -> float:
 
 
 def _llama(config: Any, half: bool) -> float:
-    return _attention(config, half) + (8 if half else 16) * config.intermediate_size + 24
+    return _attention(config, half) + float((8 if half else 16) * config.intermediate_size + 24)
 
 
 def _mixtral(config: Any, half: bool) -> float:
@@ -172,7 +172,7 @@ def _mixtral(config: Any, half: bool) -> float:
     h, wide = config.hidden_size, config.intermediate_size
     expert = 8 * wide + 7 * h + 32 if half else 16 * wide + 12 * h + 32
     router = 4 * config.num_local_experts + 28
-    return _attention(config, half) + config.num_experts_per_tok * expert + router
+    return _attention(config, half) + float(config.num_experts_per_tok * expert + router)
 
 
 def _mamba(config: Any, half: bool) -> float:

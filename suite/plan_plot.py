@@ -41,11 +41,9 @@ def plot_schedule(plan: SuitePlan, path: Path) -> None:
         axis.set_xlabel("update")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("learning rate / peak")
-    axes[0].set_title(
-        f"{plan.suite}: {rung.config.train.schedule}, {len(rung.storage.steps)} saved steps (marks)",
-        loc="left",
-        fontsize=10,
-    )
+    count = len(rung.storage.steps)
+    title = f"{plan.suite}: {rung.config.train.schedule}, {count} checkpoints (marks)"
+    axes[0].set_title(title, loc="left", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

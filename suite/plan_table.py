@@ -24,9 +24,8 @@ def plan_text(plan: SuitePlan) -> str:
 
 
 def _title(plan: SuitePlan) -> str:
-    hardware, first = plan.hardware, next(iter(plan.rungs.values()))
+    hardware, config = plan.hardware, next(iter(plan.rungs.values())).config
     memory = (hardware.memory_bytes or 0.0) / 1e9
-    config = first.config
     kind = "cores" if hardware.device == "cpu" else "GPUs"
     reached = {rung.utilisation for rung in plan.rungs.values()}
     share = f"{min(reached):.1%}" + (f" to {max(reached):.1%}" if len(reached) > 1 else "")
@@ -34,8 +33,8 @@ def _title(plan: SuitePlan) -> str:
     return (
         f"suite {plan.suite} on {plan.hardware_name}: {hardware.count} {kind} of {memory:.0f} GB, "
         f"{share} of peak ({how})\n"
-        f"{config.train.steps:,} steps of {config.data.batch_size:,} x {config.data.seq_len:,} tokens"
-        f", {config.train.schedule}, {config.numerics.precision}"
+        f"{config.train.steps:,} steps of {config.data.batch_size:,} x {config.data.seq_len:,} "
+        f"tokens, {config.train.schedule}, {config.numerics.precision}"
     )
 
 

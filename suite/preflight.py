@@ -255,8 +255,18 @@ def _megatron_files(config: RunConfig) -> list[Failure]:
     from data_pipeline.errors import DatasetError
     from data_pipeline.megatron import find_files
 
+    files = config.data.build.get("megatron", {})
     failures = []
-    for part in config.data.build.get("megatron", {}).get("parts", []):
+    tokenizer = files.get("tokenizer")
+    if tokenizer is not None and not Path(tokenizer).is_file():
+        failures.append(
+            Failure(
+                "data",
+                f"{tokenizer}: expected the tokenizer of the ids, found no file",
+                "download it (docs/pythia.md) and name it: tokenizer=/path/20B_tokenizer.json",
+            )
+        )
+    for part in files.get("parts", []):
         try:
             find_files(part["prefix"])
         except (DatasetError, FileNotFoundError):

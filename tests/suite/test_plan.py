@@ -165,7 +165,7 @@ def test_the_schedule_is_drawn_with_its_checkpoints(tmp_path):
     plan = planned("pythia")
     plot_schedule(plan, tmp_path / "schedule.svg")
     text = (tmp_path / "schedule.svg").read_text()
-    assert "<svg" in text and "pythia-v1, 154 saved steps" in text
+    assert "<svg" in text and "pythia-v1, 154 checkpoints" in text
     updates, rates = schedule_points(plan.rungs["pythia-14m"])
     assert updates[0] == 1 and updates[-1] == 143_000
     assert rates[0] == 0.0 and max(rates) == pytest.approx(1.0) and rates[-1] == pytest.approx(0.1)

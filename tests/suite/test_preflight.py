@@ -131,8 +131,8 @@ def test_a_run_in_use_is_seen(tmp_path):
 
 def test_a_dataset_is_present_or_buildable(tmp_path):
     sweep = at("pythia", tmp_path)
-    (failure,) = checks.check_data(sweep)
-    assert "expected token files" in failure.found
+    tokenizer, files = checks.check_data(sweep)
+    assert "expected token files" in files.found and "expected the tokenizer" in tokenizer.found
     (sweep.directory / "data").mkdir(parents=True)
     (sweep.directory / "data" / "index.json").write_text("{}")
     assert checks.check_data(sweep) == []
