@@ -76,9 +76,7 @@ def _experts(prefix: str, leaf: str, tensor: torch.Tensor) -> dict[str, torch.Te
     return views
 
 
-def stored_state(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def stored_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Stored views of tensors by canonical name (weights or a moment), in byte order."""
     views = {
         stored: view

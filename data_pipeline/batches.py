@@ -83,14 +83,24 @@ class BatchReader:
         Raises:
             ValueError: A negative step, or rows outside the batch.
         """
-        chosen = range(self.batch_size)[rows] if isinstance(rows, slice) else rows
-        wanted = np.arange(self.batch_size) if chosen is None else np.array(chosen, dtype=np.int64)
-        if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.batch_size:
-            raise ValueError(f"expected rows in [0, {self.batch_size}), found {rows}")
+        wanted = self._wanted(rows)
         ids = self.order.rows(self.sequences(step)[wanted])
         if self.overlay is not None:
             ids = self.overlay.apply_in_place(step * self.batch_size + wanted, ids)
         return ids
+
+    def will_need(self, step: int, rows: slice | range | None = None) -> None:
+        """Start to read the files of these rows, without waiting for them; as ``ids``."""
+        sequences = self.sequences(step)[self._wanted(rows)].tolist()
+        spans = [span for sequence in sequences for span in self.order.spans(sequence)]
+        self.stream.will_need(spans)
+
+    def _wanted(self, rows: slice | range | None) -> npt.NDArray[np.int64]:
+        chosen = range(self.batch_size)[rows] if isinstance(rows, slice) else rows
+        wanted = np.arange(self.batch_size) if chosen is None else np.array(chosen, dtype=np.int64)
+        if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.batch_size:
+            raise ValueError(f"expected rows in [0, {self.batch_size}), found {rows}")
+        return wanted
 
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Say which documents the rows of a step hold.

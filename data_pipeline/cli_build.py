@@ -51,10 +51,11 @@ def load_recipe(path: Path) -> dict[str, Any]:
 def run_verify(arguments: argparse.Namespace) -> int:
     """`tripod data verify`."""
     from data_pipeline.cli_megatron import verify_lines
+    from data_pipeline.datasets import open_index
     from data_pipeline.index import verify_dataset
-    from data_pipeline.megatron_index import is_megatron_index
+    from data_pipeline.megatron_index import MegatronIndex
 
-    if (arguments.dir / "index.json").exists() and is_megatron_index(arguments.dir):
+    if isinstance(open_index(arguments.dir), MegatronIndex):
         if arguments.text:
             raise DatasetError(
                 f"{arguments.dir}: --text compares ids with the text they were made from, and "

@@ -7,20 +7,14 @@ from pathlib import Path
 
 from data_pipeline.index import ShardIndex, verify_dataset
 from data_pipeline.megatron_build import verify_megatron
-from data_pipeline.megatron_index import MegatronIndex, is_megatron_index
+from data_pipeline.megatron_index import MegatronIndex, is_megatron
 from data_pipeline.megatron_notices import describe_megatron
 from data_pipeline.megatron_stream import MegatronStream
 from data_pipeline.shards import TokenStream
+from data_pipeline.storage import open_storage
 
 Index = ShardIndex | MegatronIndex
 AnyStream = TokenStream | MegatronStream
-
-
-def _is_megatron(place: str | Path) -> bool:
-    try:
-        return is_megatron_index(place)
-    except FileNotFoundError:
-        return False  # reading it as our own names what is missing and what to do
 
 
 def open_index(place: str | Path) -> Index:
@@ -32,12 +26,20 @@ def open_index(place: str | Path) -> Index:
     Raises:
         DatasetError: No index there, or a broken one.
     """
-    return MegatronIndex.load(place) if _is_megatron(place) else ShardIndex.load(place)
+    storage = open_storage(place)
+    try:
+        raw = storage.read("index.json")
+    except FileNotFoundError:
+        return ShardIndex.load(place)  # which names what is missing and what to do
+    return MegatronIndex.load(place) if is_megatron(raw) else ShardIndex.parse(storage, raw)
 
 
 def open_stream(place: str | Path, split: str = "train") -> AnyStream:
     """Open one split of a dataset; errors as of ``TokenStream`` and ``MegatronStream``."""
-    return MegatronStream(place, split) if _is_megatron(place) else TokenStream(place, split)
+    index = open_index(place)
+    if isinstance(index, MegatronIndex):
+        return MegatronStream(place, split)
+    return TokenStream(place, split, index)
 
 
 def verify_any(place: str | Path, expected_digest: str | None = None) -> Index:
@@ -46,7 +48,7 @@ def verify_any(place: str | Path, expected_digest: str | None = None) -> Index:
     Raises:
         DatasetError: The first difference: file, expected, found, remedy.
     """
-    if _is_megatron(place):
+    if isinstance(open_index(place), MegatronIndex):
         return verify_megatron(place, expected_digest)
     return verify_dataset(place, expected_digest)
 

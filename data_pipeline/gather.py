@@ -86,17 +86,17 @@ def will_need(
     ``widths`` may be one number, or one for each offset.
     """
     starts = np.asarray(starts, dtype=np.int64)
-    widths = np.asarray(widths, dtype=np.int64)
-    offsets = _checked(starts, offsets, widths)
-    ends = offsets + widths
-    while offsets.size:  # once, and once more for each border that a row crosses
-        shards = np.searchsorted(starts, offsets, side="right") - 1
+    width = np.asarray(widths, dtype=np.int64)
+    begins = _checked(starts, offsets, width)
+    ends = begins + width
+    while begins.size:  # once, and once more for each border that a row crosses
+        shards = np.searchsorted(starts, begins, side="right") - 1
         limits = starts[shards + 1]
-        for shard, rows in _by_shard(shards, np.arange(offsets.size)):
-            begin, end = offsets[rows], np.minimum(ends, limits)[rows]
+        for shard, rows in _by_shard(shards, np.arange(begins.size)):
+            begin, end = begins[rows], np.minimum(ends, limits)[rows]
             _advise(array_of(shard), begin - starts[shard], end - starts[shard])
         crossing = ends > limits
-        offsets, ends = limits[crossing], ends[crossing]
+        begins, ends = limits[crossing], ends[crossing]
 
 
 def _advise(ids: Array, begin: Offsets, end: Offsets) -> None:

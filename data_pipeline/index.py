@@ -66,6 +66,12 @@ class ShardIndex:
                 f"{where}: expected a dataset index, found no file; "
                 "build the dataset first (`tripod data build`)"
             ) from None
+        return cls.parse(storage, raw)
+
+    @classmethod
+    def parse(cls, storage: Storage, raw: bytes) -> "ShardIndex":
+        """Check the bytes of the ``index.json`` of a storage; errors as ``load``."""
+        where = storage.where("index.json")
         data = _parse(where, raw)
         return cls(storage, sha256_hex(raw), data, _shards(where, data))
 

@@ -17,6 +17,7 @@ where possible, since a thread may hold a lock of the C library at that moment.
 """
 
 import os
+import resource
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from typing import Protocol
 
 from data_pipeline.digests import sequence_digests
 from data_pipeline.protocols import Ids
+
+_COLD_STEPS = 256  # read ahead for so long after a wait; then one step finds out again
 
 
 class Batches(Protocol):
@@ -90,7 +93,7 @@ class Loader:
         workers: int = 1,
         ahead: int = 2,
         digests: bool = False,
-        read_ahead: bool = True,
+        read_ahead: bool | None = None,
     ) -> None:
         """Start nothing yet: the first batch does.
 
@@ -100,9 +103,9 @@ class Loader:
             workers: Threads that prepare batches; with 0 the caller does, step by step.
             ahead: Batches that are prepared beyond the one asked for; at least 1 with workers.
             digests: Also compute the digest of every row.
-            read_ahead: Ask the kernel for the files of a step before the step is prepared, which is
-                about five times the speed where the data is colder than memory and costs about a
-                tenth of a batch where it is not.
+            read_ahead: Ask the kernel for the files of a step before it is prepared: about five
+                times the speed where the data is colder than memory. By default only while reading
+                has to wait for the disk, since asking costs as much as copying where it has not.
 
         Raises:
             ValueError: A negative number of workers or steps, or rows outside the batch.
@@ -118,6 +121,7 @@ class Loader:
         self._reader, self._rows = reader, rows
         self._workers, self._ahead = workers, ahead
         self._digests, self._read_ahead = digests, read_ahead
+        self._cold_until = 0  # the step up to which the data is taken to be colder than memory
         self._closed = False
         self._begin_process()
 
@@ -169,16 +173,18 @@ class Loader:
         window = range(step, end if stop is None else min(end, stop))
         # One step further is asked of the kernel, so that it is read before it is prepared.
         advised = range(step, end + 1 if stop is None else min(end + 1, stop))
+        if self._read_ahead is False or (self._read_ahead is None and step >= self._cold_until):
+            advised = range(0)
         if self._workers == 0:
             return self._prepare_here(step, advised)
-        self._schedule(window, advised if self._read_ahead else range(0))
-        if self._read_ahead:
+        self._schedule(window, advised)
+        if step in self._advice:
             self._advice[step].result()
         return self._pending.pop(step).result()
 
     def _prepare_here(self, step: int, advised: range) -> Batch:
         known, self._advised = self._advised, advised
-        for one in advised if self._read_ahead else range(0):
+        for one in advised:
             if one not in known:
                 self._reader.will_need(one, self._rows)
         return self._prepare(step)
@@ -198,5 +204,13 @@ class Loader:
                 self._pending[step] = self._pool.submit(self._prepare, step)
 
     def _prepare(self, step: int) -> Batch:
+        faults = _waits_for_disk()
         ids = self._reader.ids(step, self._rows)
+        if _waits_for_disk() > faults:
+            self._cold_until = step + _COLD_STEPS
         return Batch(step, ids, tuple(sequence_digests(ids)) if self._digests else ())
+
+
+def _waits_for_disk() -> int:
+    """How often this process has waited for a page of a mapped file (major faults)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt

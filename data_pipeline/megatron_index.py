@@ -225,11 +225,11 @@ class MegatronIndex:
         return tokenizer
 
 
-def is_megatron_index(dataset_dir: str | Path) -> bool:
-    """Say whether ``index.json`` claims this schema; FileNotFoundError where there is none."""
+def is_megatron(raw: bytes) -> bool:
+    """Say whether the bytes of an ``index.json`` claim this schema."""
     try:
-        data = json.loads(open_storage(dataset_dir).read("index.json"))
-    except ValueError:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("schema") == SCHEMA
 

@@ -8,14 +8,16 @@ joined. Sizes and the ``.idx`` are checked on opening, contents by ``verify_mega
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.gather import will_need
 from data_pipeline.megatron import MegatronFiles
 from data_pipeline.megatron_index import MegatronIndex
 from data_pipeline.protocols import DocumentRef, Ids
@@ -156,6 +158,18 @@ class MegatronStream:
             for row, start in enumerate(starts.tolist()):
                 out[row] = self.read(start, width)
         return out
+
+    def will_need(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Start to read the files of these spans [start, end), without waiting for them."""
+        edges = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        starts, pieces = self._pieces
+        will_need(pieces.__getitem__, starts, edges[:, 0], edges[:, 1] - edges[:, 0])
+
+    @cached_property
+    def _pieces(self) -> tuple[Ids, list[npt.NDArray[Any]]]:
+        """Where each piece starts, the end of the last, and the pieces."""
+        pieces = list(self.pieces())
+        return np.array([*(start for start, _ in pieces), self.num_tokens]), [p for _, p in pieces]
 
     def document(self, index: int) -> DocumentRef:
         """Return the item with this number in the stream; it may be empty.

@@ -11,7 +11,7 @@ error and never a crash. Does not check contents: that is ``index.verify_dataset
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DatasetError
+from data_pipeline.gather import gather_rows, will_need
 from data_pipeline.index import ShardIndex
 from data_pipeline.protocols import DocumentRef, Ids
 from data_pipeline.storage import Array
@@ -30,22 +31,26 @@ _DOCS_ROW = 16  # bytes of a row of `.docs`: two u64
 class TokenStream:
     """The ids of one split, as if they lay in one file."""
 
-    def __init__(self, place: str | Path, split: str = "train") -> None:
+    def __init__(
+        self, place: str | Path, split: str = "train", index: ShardIndex | None = None
+    ) -> None:
         """Check the sizes of the files; each is mapped when it is first read.
 
         Args:
             place: The directory of a dataset, or its URL (sizes are then checked at first use).
             split: ``train`` or ``heldout``.
+            index: The index of the dataset, where it is read already.
 
         Raises:
             DatasetError: An unknown split, or a file that is missing or has another size.
         """
-        self.index = ShardIndex.load(place)
+        self.index = index or ShardIndex.load(place)
         if split not in self.index.splits:
             raise DatasetError(f"split: expected one of {sorted(self.index.splits)}, found {split}")
         self.split = split
         self._records = self.index.splits[split]
         self._starts = _starts(shard.tokens for shard in self._records)
+        self._edges = np.array(self._starts, dtype=np.int64)
         self._first_document = _starts(shard.documents for shard in self._records)
         self.num_tokens = self._starts[-1]
         self.num_documents = self._first_document[-1]
@@ -125,11 +130,12 @@ class TokenStream:
 
     def windows(self, offsets: npt.ArrayLike, width: int) -> Ids:
         """Return the ``width`` ids from each of n offsets of the stream: int64 [n, width]."""
-        offsets = np.asarray(offsets, dtype=np.int64)
-        out = np.empty((offsets.size, width), dtype=np.int64)
-        for row, offset in enumerate(offsets.tolist()):
-            out[row] = self.read(offset, width)
-        return out
+        return gather_rows(self._ids, self._edges, offsets, width)
+
+    def will_need(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Start to read the files of these spans [start, end), without waiting for them."""
+        offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        will_need(self._ids, self._edges, offsets[:, 0], offsets[:, 1] - offsets[:, 0])
 
     def document_at(self, offset: int) -> DocumentRef:
         """Return the document that holds the id at ``offset`` (a mark belongs to what it closes).

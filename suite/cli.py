@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipeline import cli_build, cli_megatron, cli_overlays, cli_proofs
+from data_pipeline import cli_build, cli_megatron, cli_overlays, cli_proofs, cli_views
 from suite import cli_data
 from suite.command_line import CommandTable
 
@@ -67,12 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_build.add_commands(add)
     cli_megatron.add_commands(add)
 
-    sub = add("batch", _batch, "show what a step reads", "batch runs/nano/nano-1m --step 7")
-    sub.add_argument("run_dir", type=Path)
-    sub.add_argument(
-        "--step", type=int, required=True, help="0-based step: update step+1 consumes it"
-    )
-    sub.add_argument("--json", action="store_true")
+    cli_views.add_commands(add)
 
     sub = add("status", _status, "rungs of a suite: step, loss, checkpoints", "status runs/nano")
     sub.add_argument("path", type=Path)
@@ -206,20 +201,6 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     )
     return 0 if all(v.ok for v in verdicts) else 1
-
-
-def _batch(arguments: argparse.Namespace) -> int:
-    from data_pipeline.reading import Reading
-
-    reader = Reading.of_run(arguments.run_dir).reader()
-    rows = reader.describe(arguments.step)
-    if arguments.json:
-        print(json.dumps(rows))
-        return 0
-    for row in rows:
-        names = ", ".join(f"{d['source']}:{d['name']}" for d in row["documents"])
-        print(f"row {row['row']:>4}  sequence {row['sequence']:>9}  {names}")
-    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:

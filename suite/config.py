@@ -240,9 +240,8 @@ class RunConfig:
         when the configuration learns a new key.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        for key in ("ladder", "axes"):
-            record["suite"].pop(key, None)
-        del record["data"]["build"]
+        for group, key in (("suite", "ladder"), ("suite", "axes"), ("data", "build")):
+            record[group].pop(key, None)
         return record
 
     def to_bytes(self) -> bytes:

@@ -29,7 +29,6 @@ from torch import nn
 from suite.families import Family
 
 ATTENTION = "dropout-v1"
-_BITS = 32
 
 
 def _signed(value: int) -> int:
@@ -42,16 +41,20 @@ _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
 
-def _shift_xor(z: torch.Tensor, bits: int) -> torch.Tensor:
+def mix64_(z: torch.Tensor) -> torch.Tensor:
+    """The finaliser of splitmix64, elementwise and in place on int64 (read as unsigned)."""
+    _shift_xor_(z, 30).mul_(_MIX_1)
+    _shift_xor_(z, 27).mul_(_MIX_2)
+    return _shift_xor_(z, 31)
+
+
+def _shift_xor_(z: torch.Tensor, bits: int) -> torch.Tensor:
+    return z.bitwise_xor_(_shifted(z, bits))
+
+
+def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
     # torch shifts int64 arithmetically; the mask makes it a logical shift.
-    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
-
-
-def mix64(z: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64, elementwise on int64 (read as unsigned)."""
-    z = _shift_xor(z, 30) * _MIX_1
-    z = _shift_xor(z, 27) * _MIX_2
-    return _shift_xor(z, 31)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -75,12 +78,11 @@ def keep_mask(
         device: where to compute; integers only, so the values are the same everywhere.
     """
     rows = torch.arange(position + 1, position + 1 + shape[0], dtype=torch.int64, device=device)
-    keys = mix64(rows * _GOLDEN + site_key(seed, site))
+    keys = mix64_(rows * _GOLDEN + site_key(seed, site))
     count = math.prod(shape[1:])
     counters = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _GOLDEN
-    draws = mix64(keys[:, None] + counters[None, :])
-    high = (draws >> 32) & ((1 << _BITS) - 1)
-    return (high >= round(p * (1 << _BITS))).view(shape)
+    draws = mix64_(keys[:, None] + counters[None, :])
+    return (_shifted(draws, 32) >= round(p * (1 << 32))).view(shape)
 
 
 class DropoutContext:
@@ -126,7 +128,7 @@ class Site:
         """Drops and rescales values [sequences, ...]; two operations, each elementwise."""
         seed, position = self.context.place
         keep = keep_mask(seed, position, self.path, tuple(values.shape), self.p, values.device)
-        return torch.where(keep, values * (1.0 / (1.0 - self.p)), torch.zeros_like(values))
+        return torch.where(keep, values * (1.0 / (1.0 - self.p)), values.new_zeros(()))
 
 
 class KeyedDropout(nn.Module):
@@ -189,7 +191,7 @@ def install_dropout(model: nn.Module, family: Family) -> None:
     config._attn_implementation = ATTENTION
     for path, module in model.named_modules():
         if hasattr(module, "attention_dropout"):
-            module.dropout_site = Site(context, path, probability)  # type: ignore[assignment]
+            module.dropout_site = Site(context, path, probability)
 
 
 def _register_attention() -> None:

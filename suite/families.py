@@ -32,7 +32,7 @@ class Family:
         hidden_dropout: keys of `hf` that set dropout on hidden states.
         attention_dropout: keys of `hf` that set dropout on attention probabilities.
         context: key of `hf` that bounds the sequence length; None where nothing does.
-        required: keys of `hf` that a published revision states for both generations of transformers.
+        required: keys of `hf` that a published revision states for transformers 4 and 5.
         legacy: keys that the configuration class of transformers 5 takes but does not declare.
         fixed: keys of `hf` that may only have this value, because another would draw from the
             device's generator or leave the reference kernels.
@@ -82,6 +82,7 @@ FAMILIES = {
             config_class="MixtralConfig",
             model_class="MixtralForCausalLM",
             residual=("self_attn.o_proj.weight", ".w2.weight"),
+            required=("rope_theta", "num_experts_per_tok", "router_aux_loss_coef"),
             # Jitter multiplies by uniform draws of the device's generator.
             fixed={"router_jitter_noise": 0.0},
         ),

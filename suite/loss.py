@@ -109,7 +109,9 @@ def token_nll(
     def part(hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return _nll(head(hidden), wanted)
 
-    pieces = zip(hidden_BTH.flatten(0, 1).split(chunk), targets.split(chunk), strict=True)
+    pieces = zip(
+        torch.split(hidden_BTH.flatten(0, 1), chunk), torch.split(targets, chunk), strict=True
+    )
     losses = [
         checkpoint(part, hidden, wanted, use_reentrant=False, preserve_rng_state=False)
         for hidden, wanted in pieces
@@ -118,7 +120,7 @@ def token_nll(
 
 
 def router_balance_v1(router_logits: tuple[torch.Tensor, ...], top: int) -> torch.Tensor:
-    """`router-balance-v1`: the load-balancing loss of Switch Transformer (Fedus et al. 2021, eq. 4).
+    """`router-balance-v1`: load balance as in Switch Transformer (Fedus et al. 2021, eq. 4).
 
     E · sum over experts of (share of tokens routed to it) · (its mean probability), the shares and
     means taken over every token and layer of one quantum, as `transformers` does over a batch.

@@ -1,8 +1,8 @@
 """Models: stock `transformers` causal LMs built from a config, ready for the exact step.
 
 What is ours: the named initialisation (`suite.initialise`), dropout keyed by sequence
-(`suite.dropout`) and the zero rows of vocabulary padding. A checkpoint knows
-nothing of the last two: it loads into the stock class.
+(`suite.dropout`) and the zero rows of vocabulary padding. A checkpoint knows nothing of the last
+two: it loads into the stock class.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def pad_vocabulary(model: nn.Module, multiple: int) -> None:
         return
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     tied = inputs.weight is outputs.weight
-    inputs.weight = _padded(inputs.weight, padded)
+    inputs.weight, inputs.num_embeddings = _padded(inputs.weight, padded), padded
     outputs.weight = inputs.weight if tied else _padded(outputs.weight, padded)
+    outputs.out_features = padded
 
 
 def _padded(weight: nn.Parameter, rows: int) -> nn.Parameter:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from data_pipeline.canonical import sha256_hex
 from data_pipeline.index import build_index
+from data_pipeline.shard_record import Shard
 from data_pipeline.shard_writer import ShardWriter
-from data_pipeline.tokenizer import train_bpe
+from data_pipeline.tokenizer import Tokenizer, train_bpe
 
 
 def machine() -> str:
@@ -80,17 +81,15 @@ def write_dataset(root: Path, tokens: int, shard_tokens: int, seed: int = 0) -> 
         record = {"source": "synthetic", "name": name, "bytes": 1, "sha256": sha256_hex(b"")}
         writer.add(ids, record)
         written += len(ids) + 1
-    tokenizer = train_bpe(["synthetic text " + str(k) for k in range(500)], 300)
-    (root / "tokenizer.json").write_bytes(tokenizer.data)
-    source = {
-        "kind": "text_tree",
-        "name": "synthetic",
-        "files": 1,
-        "files_sha256": sha256_hex(b""),
-        "documents": 1,
-        "bytes": 1,
-        "skipped_empty": 0,
-        "skipped_not_utf8": 0,
-    }
-    splits = {"train": writer.close(), "heldout": ()}
-    (root / "index.json").write_bytes(build_index(tokenizer, 0, splits, [source]))
+    (root / "tokenizer.json").write_bytes(_tokenizer().data)
+    (root / "index.json").write_bytes(synthetic_index(writer.close()))
+
+
+def synthetic_index(shards: Sequence[Shard]) -> bytes:
+    """Return the index of a dataset with these shards and a tokenizer of 300 ids."""
+    source = {"kind": "text_tree", "name": "synthetic"}
+    return build_index(_tokenizer(), 0, {"train": shards, "heldout": ()}, [source])
+
+
+def _tokenizer() -> Tokenizer:
+    return train_bpe([f"synthetic text {k}" for k in range(500)], 300)

@@ -4,20 +4,23 @@ python -m data_pipeline.bench.order          (about a minute)
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.bench.common import interleaved, machine, private_mb, table
-from data_pipeline.canonical import canonical_json, sha256_hex
-from data_pipeline.index import ShardIndex, shard_file
-from data_pipeline.index_schema import SCHEMA, SPLIT_RULE
+from data_pipeline.bench.common import interleaved, machine, private_mb, synthetic_index, table
+from data_pipeline.canonical import sha256_hex
+from data_pipeline.index import ShardIndex
 from data_pipeline.order import OrderV1
+from data_pipeline.shard_record import Shard, shard_file
 
 _BATCH = 1024
 _PYTHIA = 146_400_000  # sequences of the Pile in one epoch of Pythia
@@ -45,21 +48,20 @@ def _bulk(rounds: int) -> None:
     rows = []
     for sequences in (_PYTHIA, 488_281_250, (1 << 30) + 1):
         order = OrderV1(sequences, "00" * 32, 0)
-        places = iter(range(10**9))
-        found = interleaved(
-            {
-                "bulk": lambda order=order: order.sequences(0, count),  # type: ignore[misc]
-                "step": lambda order=order: [  # type: ignore[misc]
-                    order.step_sequences(next(places), _BATCH) for _ in range(20)
-                ],
-            },
-            rounds,
-        )
-        step = found["step"][0] / 20
-        rows.append(
-            [f"{sequences:,}", f"{count / found['bulk'][0] / 1e6:.1f}", f"{step * 1e3:.3f}"]
-        )
+        sides: dict[str, Callable[[], object]] = {
+            "bulk": partial(order.sequences, 0, count),
+            "steps": partial(_next_steps, order, itertools.count()),
+        }
+        found = interleaved(sides, rounds)
+        speed, step = count / found["bulk"][0] / 1e6, found["steps"][0] / 20
+        rows.append([f"{sequences:,}", f"{speed:.1f}", f"{step * 1e3:.3f}"])
     print(table(["sequences N", "M positions/s", f"ms per step of {_BATCH}"], rows), "\n")
+
+
+def _next_steps(order: OrderV1, steps: Iterator[int]) -> None:
+    """Twenty steps that were not asked for before."""
+    for step in itertools.islice(steps, 20):
+        order.step_sequences(step, _BATCH)
 
 
 def _resume(rounds: int) -> None:
@@ -105,17 +107,10 @@ def _huge(shards: int) -> None:
         root = Path(scratch)
         digest = sha256_hex(b"")
         records = [
-            {
-                "file": shard_file("train", number),
-                "tokens": tokens,
-                "documents": tokens // 1000,
-                "sha256": digest,
-                "docs_sha256": digest,
-                "sources_sha256": digest,
-            }
+            Shard(shard_file("train", number), tokens, tokens // 1000, digest, digest, digest)
             for number in range(shards)
         ]
-        (root / "index.json").write_bytes(_index(records))
+        (root / "index.json").write_bytes(synthetic_index(records))
         command = [sys.executable, "-m", "data_pipeline.bench.order", "--open", scratch]
         found = [
             json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -125,38 +120,6 @@ def _huge(shards: int) -> None:
     megabytes = sorted(one["mb"] for one in found)[2]
     rows = [[f"{shards * tokens:,}", shards, f"{seconds * 1e3:.0f}", f"{megabytes:.1f}"]]
     print(table(["tokens", "shards", "ms to open and order one step", "MB more in memory"], rows))
-
-
-def _index(records: list[dict[str, object]]) -> bytes:
-    return canonical_json(
-        {
-            "schema": SCHEMA,
-            "dtype": "uint16",
-            "eod": 0,
-            "policies": {
-                "bos": "none",
-                "eod": "append",
-                "normalisation": "none",
-                "special_tokens_in_text": "ordinary",
-            },
-            "sources": [
-                {
-                    "kind": "text_tree",
-                    "name": "synthetic",
-                    "files": 1,
-                    "files_sha256": sha256_hex(b""),
-                    "documents": 1,
-                    "bytes": 1,
-                    "skipped_empty": 0,
-                    "skipped_not_utf8": 0,
-                }
-            ],
-            "split": {"rule": SPLIT_RULE, "heldout_permille": 0},
-            "splits": {"train": {"shards": records}, "heldout": {"shards": []}},
-            "tokenizer": {"sha256": sha256_hex(b""), "conformance_sha256": sha256_hex(b"")},
-            "vocab_size": 50_304,
-        }
-    )
 
 
 def _open(root: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _compare(tokenizer: Tokenizer, texts: list[str], rounds: int) -> None:
         def run(name: str) -> None:
             digests[name] = _write(sides[name], texts, Path(scratch) / "ids", dtype)
 
-        found = interleaved({name: lambda name=name: run(name) for name in sides}, rounds)
+        found = interleaved({name: partial(run, name) for name in sides}, rounds)
     if len(set(digests.values())) != 1:
         raise SystemExit(f"the ids differ: {digests}")
     size = sum(len(text.encode()) for text in texts)

@@ -85,7 +85,7 @@ def test_any_step_is_reached_at_once_and_in_any_order(reader, workers):
 
 
 def test_no_batch_beyond_the_last_step_is_read_or_asked_for(reader):
-    with Loader(reader, workers=2, ahead=4) as loader:
+    with Loader(reader, workers=2, ahead=4, read_ahead=True) as loader:
         assert [batch.step for batch in loader.steps(5, 9)] == [5, 6, 7, 8]
         assert list(loader.steps(9, 9)) == []
     assert sorted(reader.read) == [5, 6, 7, 8] == sorted(reader.advised)
@@ -93,13 +93,34 @@ def test_no_batch_beyond_the_last_step_is_read_or_asked_for(reader):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_step_is_asked_of_the_kernel_once_and_before_it_is_read(reader, workers):
-    with Loader(reader, workers=workers, ahead=2) as loader:
+    with Loader(reader, workers=workers, ahead=2, read_ahead=True) as loader:
         list(loader.steps(0, 10))
     assert list(reader.advised) == list(range(10))
     quiet = Reader()
     with Loader(quiet, workers=workers, read_ahead=False) as loader:
         list(loader.steps(0, 10))
     assert not quiet.advised
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_kernel_is_asked_only_while_reading_waits_for_the_disk(reader, monkeypatch, workers):
+    """Steps 20 to 29 wait unless they were asked for; a wait is remembered for 256 steps."""
+    waits = [0]
+    ids = reader.ids
+    reader.advised = deque()
+
+    def wait_where_cold(step, rows=None):
+        waits[0] += 20 <= step < 30 and step not in reader.advised
+        return ids(step, rows)
+
+    monkeypatch.setattr(reader, "ids", wait_where_cold)
+    monkeypatch.setattr("data_pipeline.loader._waits_for_disk", lambda: waits[0])
+    with Loader(reader, workers=workers, ahead=2) as loader:
+        list(loader.steps(0, 20 - 2))
+        assert not reader.advised
+        list(loader.steps(18, 400))
+    assert 1 <= waits[0] <= 5
+    assert 30 in reader.advised and 299 not in reader.advised
 
 
 def test_what_fails_in_a_worker_is_raised_at_its_step_and_can_be_tried_again(reader):
@@ -119,7 +140,7 @@ def test_read_ahead_that_fails_is_raised_at_its_step(reader, monkeypatch):
             raise OSError("no such shard")
 
     monkeypatch.setattr(reader, "will_need", will_need)
-    with Loader(reader, workers=1, ahead=2) as loader:
+    with Loader(reader, workers=1, ahead=2, read_ahead=True) as loader:
         assert [loader.batch(step).step for step in range(2)] == [0, 1]
         with pytest.raises(OSError, match="no such shard"):
             loader.batch(2)

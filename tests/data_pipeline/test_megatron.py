@@ -13,7 +13,7 @@ from data_pipeline.canonical import canonical_json, sha256_file
 from data_pipeline.errors import DatasetError
 from data_pipeline.megatron import DTYPES, MegatronFiles, find_files, write_megatron
 from data_pipeline.megatron_build import MegatronPart, build_megatron_index, verify_megatron
-from data_pipeline.megatron_index import MegatronIndex, NeoxPlan, is_megatron_index
+from data_pipeline.megatron_index import MegatronIndex, NeoxPlan, is_megatron
 from data_pipeline.megatron_notices import describe_megatron
 from data_pipeline.megatron_stream import MegatronStream
 
@@ -281,7 +281,7 @@ def test_parts_join_to_one_stream(tmp_path):
 def test_the_same_data_elsewhere_has_the_same_digest(tmp_path):
     first, second = index(tmp_path / "a"), index(tmp_path / "b")
     assert first.digest == second.digest == sha256_file(tmp_path / "a" / "data" / "index.json")
-    assert is_megatron_index(tmp_path / "a" / "data")
+    assert is_megatron((tmp_path / "a" / "data" / "index.json").read_bytes())
     (tmp_path / "b").rename(tmp_path / "moved")
     with pytest.raises(DatasetError, match=r"correct the directory in locations\.json"):
         verify_megatron(tmp_path / "moved" / "data")

@@ -84,7 +84,7 @@ class FloatSumEngine(ExactEngine):
         )
         if self.group.world > 1:
             self.flat.copy_(self.group.all_gather(self.weights))
-        return norm, coef
+        return norm, coef, ""
 
 
 class ShardNormEngine(ExactEngine):
@@ -104,7 +104,7 @@ class ShardNormEngine(ExactEngine):
         )
         if self.group.world > 1:
             self.flat.copy_(self.group.all_gather(self.weights))
-        return float(square.sqrt()), coef
+        return float(square.sqrt()), coef, ""
 
 
 def exact(group: Group, precision: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from suite.comm import Group
 from suite.config import RunConfig
-from suite.dropout import DropoutContext, KeyedDropout, Site, keep_mask, mix64
+from suite.dropout import DropoutContext, KeyedDropout, Site, keep_mask, mix64_
 from suite.engine import ExactEngine
 from suite.families import FAMILIES
 from suite.models import build_model
@@ -27,7 +27,9 @@ def splitmix(z):
 def reference(seed, position, site, count, p):
     """The specification, in Python's own integers."""
     digest = hashlib.sha256(b"dropout-v1\0" + str(seed).encode() + b"\0" + site.encode()).digest()
-    key = splitmix((int.from_bytes(digest[:8], "little") + 0x9E3779B97F4A7C15 * (position + 1)) & M64)
+    key = splitmix(
+        (int.from_bytes(digest[:8], "little") + 0x9E3779B97F4A7C15 * (position + 1)) & M64
+    )
     draws = [splitmix((key + 0x9E3779B97F4A7C15 * (e + 1)) & M64) for e in range(count)]
     return [draw >> 32 >= round(p * 2**32) for draw in draws]
 
@@ -35,7 +37,7 @@ def reference(seed, position, site, count, p):
 def test_the_mixer_is_splitmix64():
     # The first outputs of splitmix64 from state 0 (Vigna's splitmix64.c).
     states = torch.tensor([1, 2, 3], dtype=torch.int64) * (0x9E3779B97F4A7C15 - (1 << 64))
-    found = [value & M64 for value in mix64(states).tolist()]
+    found = [value & M64 for value in mix64_(states).tolist()]
     assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
@@ -57,7 +59,9 @@ VECTOR = "01101100010010101101001001100010"
 
 def test_a_mask_does_not_depend_on_how_sequences_are_grouped():
     whole = keep_mask(3, 100, "site", (6, 5, 7), 0.3, CPU)
-    parts = [keep_mask(3, 100 + i, "site", (n, 5, 7), 0.3, CPU) for i, n in ((0, 1), (1, 2), (3, 3))]
+    parts = [
+        keep_mask(3, 100 + i, "site", (n, 5, 7), 0.3, CPU) for i, n in ((0, 1), (1, 2), (3, 3))
+    ]
     assert torch.equal(whole, torch.cat(parts))
 
 

@@ -23,6 +23,7 @@ from suite.families import FAMILIES, FamilyError
 from suite.initialise import normal
 from suite.loss import quantum_loss
 from suite.models import build_model, count_parameters, decays, load_published
+from suite.train import compose
 from tests.suite.family_scenarios import EVERYTHING
 from tests.suite.test_exactness import launch
 from tests.suite.tiny_families import (
@@ -214,6 +215,34 @@ def test_initial_weights_depend_on_seed_and_name_alone(family):
         drawn += not torch.equal(tensor, other[name])
         assert torch.equal(tensor, deep[name]) is not name.endswith(residual)
     assert drawn >= sum(t.dim() >= 2 and "A_log" not in n for n, t in one.items())
+
+
+VECTORS = {  # of docs/spec/exact-step.md
+    "llama": {
+        "model.embed_tokens.weight": ("-0x1.dccffc0000000p-8", "0x1.48d58c0000000p-7"),
+        "model.layers.0.mlp.down_proj.weight": ("-0x1.58c2700000000p-9", "0x1.05bd9e0000000p-7"),
+    },
+    "mixtral": {
+        "model.layers.0.block_sparse_moe.experts.3.w2.weight": (
+            "-0x1.a6b2480000000p-8", "0x1.94a0980000000p-9",
+        ),
+    },
+    "mamba": {
+        "backbone.layers.0.mixer.out_proj.weight": (
+            "0x1.2d6c360000000p-4", "-0x1.bd0d7e0000000p-4",
+        ),
+        "backbone.layers.0.mixer.conv1d.bias": ("-0x1.a719b00000000p-2", "-0x1.7c57160000000p-2"),
+        "backbone.layers.0.mixer.dt_proj.bias": ("-0x1.5001fa0000000p+2", "-0x1.84ac8a0000000p+2"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(VECTORS))
+def test_vectors_of_the_initialisations(family):
+    mapping = compose("families", f"families-{family}")
+    weights = stored_parameters(build_model(RunConfig.from_mapping(mapping).rung.model, 0))
+    for name, values in VECTORS[family].items():
+        assert tuple(float(v).hex() for v in weights[name].flatten()[:2]) == values, name
 
 
 def test_scaled_normal_v1_is_smaller_where_the_residual_stream_is_written():

@@ -121,6 +121,9 @@ def test_router_balance_is_that_of_transformers_and_of_one_quantum():
     torch.testing.assert_close(found, load_balancing_loss_func(logits, 4, 2))
     even = (torch.eye(4).repeat(10, 1) + torch.eye(4).roll(1, 0).repeat(10, 1),)
     assert float(router_balance_v1(even, 2)) == pytest.approx(2.0)
+    first, second = [[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], [[1.0, 0.0, 2.0], [2.0, 0.0, 0.0]]
+    vector = (torch.tensor(first), torch.tensor(second))  # of docs/spec/exact-step.md
+    assert float(router_balance_v1(vector, 1)) == pytest.approx(1.0760560, rel=1e-6)
 
 
 def test_the_router_loss_is_optimised_and_not_logged():

@@ -58,10 +58,11 @@ def batch_of(update):
 
 def train(engine, updates=range(1, UPDATES + 1)):
     """Trains some updates; returns the results."""
-    return [
-        engine.step(update, 1e-2, lambda a, b, batch=batch_of(update): batch[a:b])
-        for update in updates
-    ]
+    results = []
+    for update in updates:
+        batch = batch_of(update)
+        results.append(engine.step(update, 1e-2, lambda a, b, batch=batch: batch[a:b]))
+    return results
 
 
 def state_digest(engine: ExactEngine) -> str:
