@@ -10,8 +10,9 @@ import json
 import sys
 from pathlib import Path
 
+from checkpoints_manifest import cli_audit, cli_hub
 from data_pipeline import cli_build, cli_megatron, cli_overlays, cli_proofs, cli_views
-from suite import cli_data
+from suite import cli_data, cli_publish
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -59,7 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("checkpoints", "recompute every file digest, tensor root, ledger link and chain"),
         ("labels", "checkpoint N's loss on the next batch is what the trainer logged"),
     ):
-        _add_verify_arguments(add(f"verify {kind}", _verify, text, f"verify {kind} runs/nano"))
+        sub = add(f"verify {kind}", _verify, text, f"verify {kind} runs/nano")
+        _add_verify_arguments(sub)
+        if kind == "checkpoints":
+            cli_audit.add_level_flag(sub)
     cli_proofs.add_commands(add)
     cli_overlays.add_commands(add)
 
@@ -107,10 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, required=True)
     sub.add_argument("--ranks", type=int, default=1, help="ranks that compute; changes no bit")
 
-    sub = add(
-        "publish", _publish, "write every checkpoint to the suite's local Hub", "publish runs/nano"
-    )
-    sub.add_argument("path", type=Path)
+    cli_publish.add_commands(add)
+    cli_hub.add_commands(add)
+    cli_audit.add_commands(add)
 
     sub = add(
         "report",
@@ -189,9 +192,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     run_dirs = [run for path in arguments.paths for run in run_dirs_of(path)]
     kind = arguments.subcommand
     kinds = KINDS if kind == "all" else (kind,)
+    level = getattr(arguments, "level", "chain")
     if not arguments.json:
-        return 0 if all(v.ok for v in verify_all(run_dirs, kinds)) else 1
-    verdicts = [verify_kind(kind, run_dirs) for kind in kinds]
+        return 0 if all(v.ok for v in verify_all(run_dirs, kinds, level)) else 1
+    verdicts = [verify_kind(kind, run_dirs, level) for kind in kinds]
     print(
         json.dumps(
             [
@@ -251,18 +255,6 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
 
     directory, new = checkpoint_at(arguments.run_dir, arguments.step, arguments.ranks)
     print(f"step {arguments.step}: {directory}" + (" (recomputed)" if new else ""))
-    return 0
-
-
-def _publish(arguments: argparse.Namespace) -> int:
-    from checkpoints_manifest.hub import LocalHub
-    from suite.publish import publish_run
-    from suite.verify import run_dirs_of
-    from suite.verify_order import load_config
-
-    for run_dir in run_dirs_of(arguments.path):
-        new, total = publish_run(load_config(run_dir), run_dir, LocalHub(run_dir.parent / "hub"))
-        print(f"{run_dir.name}: {total} revisions, {new} new")
     return 0
 
 
