@@ -42,7 +42,7 @@ def compute_table(plan: SuitePlan) -> str:
     """Parameters, tokens, operations, memory and hours, a rung a line."""
     head = [
         "rung", "parameters", "non-embedding", "tokens", "tok/par", "6ND", "FLOPs", "split",
-        "state", "activ.", "peak GB", "device-h", "wall", "cost",
+        "state", "kept", "peak GB", "device-h", "wall", "cost",
     ]  # fmt: skip
     rows = [_compute_row(rung) for rung in plan.rungs.values()]
     if all(row[-1] == "-" for row in rows):

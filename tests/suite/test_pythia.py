@@ -1,5 +1,7 @@
 """Suite `pythia` is Pythia in every number, and its variants differ where they say."""
 
+import dataclasses
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -132,6 +134,25 @@ def test_seeds_of_the_polypythias_change_what_they_name():
         assert (data.rung.seeds.init, data.data.seed) == (1234, seed)
         assert (weight.rung.seeds.init, weight.data.seed) == (seed, 1234)
     assert {c.data.order for c in rungs.values()} == {"neox-v1"}
+
+
+def test_orders_are_compared_within_a_declared_data_seed(tmp_path):
+    """Only where the suite's file declares the axis: elsewhere another seed is a failure."""
+    from suite.verify_order import by_declared_seed
+
+    def written(suite, name, seed):
+        config = composed(suite).rungs[name]
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=seed))
+        run_dir = tmp_path / suite / name
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_bytes(config.to_bytes())
+        return run_dir
+
+    one, two = (written("polypythias", f"pythia-14m-seed{s}", s) for s in (1, 2))
+    again = written("polypythias", "pythia-31m-seed1", 1)
+    assert by_declared_seed([one, two, again]) == {1: [one, again], 2: [two]}
+    plain = [written("smoke", name, seed) for seed, name in enumerate(composed("smoke").rungs)]
+    assert by_declared_seed(plain) == {None: plain}
 
 
 def test_gpt_neox_20b_has_its_published_count():

@@ -1,6 +1,7 @@
 """Schedules at their corners, and values that must never change."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -93,3 +94,43 @@ GOLDEN = [
     "0x1.f758ca0000000p-15",
     "0x1.f751040000000p-15",
 ]
+
+
+def test_a_checkpoint_that_did_not_move_is_saved_with_its_reason(tmp_path):
+    """Pythia's step 1 has the weights of step 0; the ledger takes it because the record says why."""
+    import torch
+
+    from checkpoints_manifest.errors import CheckpointError
+    from checkpoints_manifest.manifest import Ledger
+    from suite.comm import Group
+    from suite.config import RunConfig
+    from suite.train import compose
+    from suite.worker import save
+
+    class Still:
+        """An engine whose weights never move, and a recorder of nothing."""
+
+        group, chain = Group(0, 1), bytes(32)
+
+        def state(self):
+            weights = {"a.weight": torch.ones(2, 2)}
+            kinds = ("exp_avg", "exp_avg_sq")
+            return weights, {f"{kind}.a.weight": torch.zeros(2, 2) for kind in kinds}
+
+        def flush(self):
+            return "0" * 64
+
+    for schedule in ("pythia-v1", "cosine-v1"):
+        mapping = compose("smoke", "smoke-20k", [f"train.schedule={schedule}"])
+        config, run_dir = RunConfig.from_mapping(mapping), tmp_path / schedule
+        run_dir.mkdir()
+        fields = {key: "0" * 64 for key in ("numerics", "config", "environment")}
+        (run_dir / "record_fields.json").write_text(json.dumps(fields))
+        save(Still(), Still(), config, run_dir, 0)
+        if schedule == "cosine-v1":
+            with pytest.raises(CheckpointError, match="same_weights_reason"):
+                save(Still(), Still(), config, run_dir, 1)
+        else:
+            save(Still(), Still(), config, run_dir, 1)
+            last = Ledger(run_dir / "manifest.jsonl").records()[-1]
+            assert last["same_weights_reason"] == "the learning rate of update 1 is 0 under pythia-v1"
