@@ -192,3 +192,26 @@ def test_architectures_of_one_size_match_on_one_order():
             assert other.parameters.embedding == ours.parameters.embedding
             assert active == pytest.approx(ours.parameters.non_embedding, rel=0.08)
             assert other.config.rung.lr == ours.config.rung.lr
+
+
+def test_published_files_are_indexed_where_they_lie_with_their_tokenizer(tmp_path):
+    """The recipe of suite `pythia`, on small files of the published form."""
+    import numpy as np
+
+    from data_pipeline.datasets import open_index, open_stream
+    from data_pipeline.megatron import write_megatron
+    from data_pipeline.orders import open_order
+    from data_pipeline.tokenizer import train_bpe
+    from suite.data import build
+
+    rows = np.random.RandomState(0).randint(1, 257, (6, 2049)).astype("<u2")
+    write_megatron(tmp_path / "document", list(rows), "uint16")
+    tokenizer = train_bpe(["some text"], 257)
+    (tmp_path / "t.json").write_bytes(tokenizer.data)
+    words = [f"pile={tmp_path}/document", f"tokenizer={tmp_path}/t.json"]
+    config = RunConfig.from_mapping(compose("pythia", "pythia-14m", words))
+    build(config.data.build, tmp_path / "data", workers=1)
+    index = open_index(tmp_path / "data")
+    assert index.tokenizer().data == tokenizer.data
+    order = open_order("preshuffled-v1", open_stream(tmp_path / "data"), 2048, 1234)
+    assert (order.rows(order.sequences(2, 1))[0] == rows[2]).all()

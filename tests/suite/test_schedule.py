@@ -133,4 +133,6 @@ def test_a_checkpoint_that_did_not_move_is_saved_with_its_reason(tmp_path):
         else:
             save(Still(), Still(), config, run_dir, 1)
             last = Ledger(run_dir / "manifest.jsonl").records()[-1]
-            assert last["same_weights_reason"] == "the learning rate of update 1 is 0 under pythia-v1"
+            assert (
+                last["same_weights_reason"] == "the learning rate of update 1 is 0 under pythia-v1"
+            )
