@@ -124,7 +124,7 @@ def test_a_checkpoint_that_did_not_move_is_saved_with_its_reason(tmp_path):
         mapping = compose("smoke", "smoke-20k", [f"train.schedule={schedule}"])
         config, run_dir = RunConfig.from_mapping(mapping), tmp_path / schedule
         run_dir.mkdir()
-        fields = {key: "0" * 64 for key in ("numerics", "config", "environment")}
+        fields = dict.fromkeys(("numerics", "config", "environment"), "0" * 64)
         (run_dir / "record_fields.json").write_text(json.dumps(fields))
         save(Still(), Still(), config, run_dir, 0)
         if schedule == "cosine-v1":
