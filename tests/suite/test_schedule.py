@@ -97,7 +97,7 @@ GOLDEN = [
 
 
 def test_a_checkpoint_that_did_not_move_is_saved_with_its_reason(tmp_path):
-    """Pythia's step 1 has the weights of step 0; the ledger takes it because the record says why."""
+    """Pythia's step 1 has the weights of step 0: the ledger takes it with a reason only."""
     import torch
 
     from checkpoints_manifest.errors import CheckpointError
