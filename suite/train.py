@@ -38,6 +38,12 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in (Path(config_dir()) / "suite").glob("*.yaml"))
 
 
+def declared_axes(suite: str) -> tuple[str, ...]:
+    """Keys in which rungs of a suite may differ, as its file says; none for an unknown suite."""
+    path = Path(config_dir()) / "suite" / f"{suite}.yaml"
+    return tuple(OmegaConf.load(path).suite.axes) if path.exists() else ()
+
+
 def to_mapping(config: DictConfig) -> dict[str, Any]:
     """Plain nested mappings of a composed config, interpolations resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -26,7 +26,7 @@ from suite.numerics import apply_determinism
 from suite.progress import Progress
 from suite.recorder import Recorder
 from suite.resume import Position, prepare_run
-from suite.schedule import learning_rate
+from suite.schedule import learning_rate, unmoved_reason
 
 
 def train(config: RunConfig, run_dir: Path, group: Group) -> None:
@@ -87,6 +87,9 @@ def save(
             **json.loads((run_dir / "record_fields.json").read_text()),
             "metrics": metrics_sha256,
         }
+        unmoved = unmoved_reason(step, config.rung.lr, config.train)
+        if unmoved is not None:
+            fields["same_weights_reason"] = unmoved
         state = {"schema": "trainer-state-v1", "step": step, "chain": recorder.chain.hex()}
         save_checkpoint(run_dir, step, weights, moments, state, fields)
     engine.group.barrier()
