@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checkpoints_manifest import cli_audit, cli_hub
 from data_pipeline import cli_build, cli_index, cli_megatron, cli_overlays, cli_proofs, cli_views
-from suite import cli_data, cli_publish
+from suite import cli_data, cli_plan, cli_publish
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_proofs.add_commands(add)
     cli_overlays.add_commands(add)
 
+    cli_plan.add_commands(add)
     cli_data.add_commands(add)
     cli_build.add_commands(add)
     cli_megatron.add_commands(add)

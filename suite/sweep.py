@@ -95,13 +95,11 @@ def sweep(
         The exit status: 0 done, 1 a verification failed, 2 it cannot run here (reasons printed).
     """
     plan = compose_suite(suite, root, overrides)
-
     asked = [*(overrides or []), *([f"hardware.ranks={ranks}"] if ranks else [])]
     failures = preflight(plan, asked)
     if failures:
         print(refusal(plan, failures, asked))
         return 2
-
     plan.directory.mkdir(parents=True, exist_ok=True)
     lock = _lock(plan.directory)
     try:
