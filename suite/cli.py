@@ -14,7 +14,7 @@ from pathlib import Path
 
 from checkpoints_manifest import cli_audit, cli_hub
 from data_pipeline import cli_build, cli_index, cli_megatron, cli_overlays, cli_proofs, cli_views
-from suite import cli_data, cli_publish
+from suite import cli_data, cli_plan, cli_publish
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_proofs.add_commands(add)
     cli_overlays.add_commands(add)
 
+    cli_plan.add_commands(add)
     cli_data.add_commands(add)
     cli_build.add_commands(add)
     cli_megatron.add_commands(add)
@@ -213,13 +214,13 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     config = ensure_dataset(plan.rungs[arguments.rung], arguments.root.resolve())
     composed = compose(arguments.suite, arguments.rung, arguments.overrides)
-    operation = Operation.from_mapping(composed["hardware"])
-    run_dir = plan.run_dir(arguments.rung)
+    operation = Operation.of_composed(composed)
+    run_dir, accept = plan.run_dir(arguments.rung), (*arguments.accept, *composed["accept"])
     if arguments.prepare:
-        prepare(config, run_dir, dataclasses.replace(operation, accept=arguments.accept))
+        prepare(config, run_dir, dataclasses.replace(operation, accept=accept))
         print(f"ready: start ranks with `python -m suite.rank {run_dir}` (docs/running.md)")
         return 0
-    launch(config, run_dir, arguments.ranks, arguments.accept, operation)
+    launch(config, run_dir, arguments.ranks, accept, operation)
     return 0
 
 

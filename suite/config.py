@@ -21,7 +21,7 @@ from data_pipeline.canonical import is_sha256_hex
 from data_pipeline.orders import ORDERS
 from suite.families import FAMILIES, problems
 
-SCHEDULES = ("cosine-v1",)
+SCHEDULES = ("cosine-v1", "pythia-v1")
 PRECISIONS = ("fp32", "bf16")
 REDUCTIONS = ("fixed64-v1",)
 PROFILES = ("portable-x86", "native")
@@ -251,6 +251,15 @@ class RunConfig:
         """
         text = json.dumps(self.to_record(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return text.encode()
+
+
+def parse_group(kind: Any, value: Any, path: str) -> Any:
+    """Builds one frozen dataclass from plain mappings, as `RunConfig.from_mapping` builds all.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of another type, named with its path.
+    """
+    return _build(kind, value, path)
 
 
 def _plain(value: Any) -> Any:

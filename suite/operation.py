@@ -1,7 +1,7 @@
 """How a run is carried out: ranks, recovery checkpoints, patience. Changes no bit of it.
 
-So it is no part of a run's identity and may differ at every start. Composed from the `hardware`
-group of `sweeps/`, written to `RUN/operation.json` by the launcher, read there by every rank.
+So it is no part of a run's identity and may differ at every start. Composed from `operation` in
+`sweeps/config.yaml`, written to `RUN/operation.json` by the launcher, read there by every rank.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RecoveryPlan:
     def __post_init__(self) -> None:
         for key, value in dataclasses.asdict(self).items():
             if value is not None and value < 1:
-                raise ConfigError(f"hardware.recovery.{key}={value!r}: expected at least 1")
+                raise ConfigError(f"operation.recovery.{key}={value!r}: expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Operation:
     def __post_init__(self) -> None:
         if self.hang_seconds < 1 or (self.ranks is not None and self.ranks < 1):
             raise ConfigError(
-                f"hardware: expected ranks and hang_seconds of at least 1, found {self.ranks} and "
+                f"operation: expected ranks and hang_seconds of at least 1, found {self.ranks} and "
                 f"{self.hang_seconds}"
             )
         if self.assignment not in ASSIGNMENTS:
             raise ConfigError(
-                f"hardware.assignment={self.assignment!r} is not known; allowed: "
+                f"operation.assignment={self.assignment!r} is not known; allowed: "
                 f"{', '.join(ASSIGNMENTS)}"
             )
 
@@ -86,7 +86,17 @@ class Operation:
         Raises:
             ConfigError: an unknown key or a value out of range, named.
         """
-        return build(cls, dict(mapping), "hardware")
+        return build(cls, dict(mapping), "operation")
+
+    @classmethod
+    def of_composed(cls, composed: Mapping[str, Any]) -> Operation:
+        """From a composed configuration, whose `hardware` says how many ranks.
+
+        Raises:
+            ConfigError: as `from_mapping`.
+        """
+        found = cls.from_mapping(composed["operation"])
+        return dataclasses.replace(found, ranks=composed["hardware"]["ranks"])
 
     def write(self, run_dir: Path) -> None:
         """Writes `operation.json` for the ranks of this start."""

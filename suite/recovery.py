@@ -23,6 +23,7 @@ from suite.heartbeat import Heartbeat
 from suite.operation import RecoveryPlan
 from suite.recorder import Recorder
 from suite.resume import Position
+from suite.schedule import unmoved_reason
 from suite.signals import StopRequest
 
 Tensors = dict[str, torch.Tensor]
@@ -129,6 +130,7 @@ class Keeper:
         """What the record says beside digests of files; the logs are durable by then."""
         assert self.recorder is not None
         config = self.config
+        unmoved = unmoved_reason(step, config.rung.lr, config.train)
         return {
             "suite": config.suite.name,
             "rung": config.rung.name,
@@ -141,4 +143,5 @@ class Keeper:
             **self._fields,
             "metrics": self.recorder.flush(),
             **({FIELD: self._changes} if self._changes else {}),
+            **({"same_weights_reason": unmoved} if unmoved is not None else {}),
         }

@@ -24,6 +24,8 @@ from data_pipeline.durable import free_bytes, write_bytes
 from suite.config import ConfigError, RunConfig, sibling_differences
 from suite.data import ensure_dataset
 from suite.launch import RunFailedError, default_ranks, die_with_parent
+from suite.preflight import preflight
+from suite.preflight_refusal import refusal
 from suite.publish import publish_run
 from suite.signals import INTERRUPTED, RunInterruptedError, run_passing_on
 from suite.train import compose, suite_names
@@ -55,7 +57,7 @@ def compose_suite(suite: str, root: Path, overrides: list[str] | None = None) ->
     """
     if suite not in suite_names():
         raise ConfigError(f"no suite {suite!r}; the suites are: {', '.join(suite_names())}")
-    first = _ladder(suite)
+    first = ladder(suite)
     rungs = {name: RunConfig.from_mapping(compose(suite, name, overrides)) for name in first}
     axes = next(iter(rungs.values())).suite.axes
     lines = sibling_differences({name: c.to_record() for name, c in rungs.items()}, axes)
@@ -67,7 +69,8 @@ def compose_suite(suite: str, root: Path, overrides: list[str] | None = None) ->
     return Sweep(root.resolve() / suite, rungs)
 
 
-def _ladder(suite: str) -> list[str]:
+def ladder(suite: str) -> list[str]:
+    """The rungs of a suite by name, as its file lists them."""
     from omegaconf import OmegaConf
 
     from suite.train import config_dir
@@ -91,11 +94,24 @@ def sweep(
     ranks: int | None = None,
     accept: tuple[str, ...] = (),
 ) -> int:
-    """Brings a suite to its report; returns the exit status (1 when a verification failed).
+    """Brings a suite to its report.
 
-    `accept` names changes to accept at this start; see `suite.launch.launch`.
+    Args:
+        suite: its name.
+        root: where suites live.
+        overrides: Hydra overrides for every rung.
+        ranks: ranks per run; changes no bit.
+        accept: changes to accept at this start; see `suite.launch.launch`.
+
+    Returns:
+        The exit status: 0 done, 1 a verification failed, 2 it cannot run here (reasons printed).
     """
     plan = compose_suite(suite, root, overrides)
+    asked = [*(overrides or []), *([f"hardware.ranks={ranks}"] if ranks else [])]
+    failures = preflight(plan, asked)
+    if failures:
+        print(refusal(plan, failures, asked))
+        return 2
     plan.directory.mkdir(parents=True, exist_ok=True)
     lock = _lock(plan.directory)
     try:

@@ -41,6 +41,12 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in (Path(config_dir()) / "suite").glob("*.yaml"))
 
 
+def declared_axes(suite: str) -> tuple[str, ...]:
+    """Keys in which rungs of a suite may differ, as its file says; none for an unknown suite."""
+    path = Path(config_dir()) / "suite" / f"{suite}.yaml"
+    return tuple(OmegaConf.load(path).suite.axes) if path.exists() else ()
+
+
 def to_mapping(config: DictConfig) -> dict[str, Any]:
     """Plain nested mappings of a composed config, interpolations resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -62,7 +68,7 @@ def main(config: DictConfig) -> None:
     from suite.data import ensure_dataset
 
     run = ensure_dataset(RunConfig.from_mapping(mapping), root)
-    operation = Operation.from_mapping(mapping["hardware"])
+    operation = Operation.of_composed(mapping)
     run_dir, accept = root / run.suite.name / run.rung.name, tuple(mapping["accept"])
     try:
         launch(run, run_dir, accept=accept, operation=operation)

@@ -185,7 +185,7 @@ def test_how_a_run_is_carried_out_is_no_part_of_what_it_is(config, whole, suite_
     ],
 )  # fmt: skip
 def test_an_operation_that_cannot_be_is_refused_by_name(mapping):
-    with pytest.raises(ConfigError, match="hardware"):
+    with pytest.raises(ConfigError, match="operation"):
         Operation.from_mapping(mapping)
 
 
