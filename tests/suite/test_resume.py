@@ -4,15 +4,20 @@ Every start is a launcher and torchrun, as users have it. The moments are drawn 
 printed. What must be equal: weights, moments, ledger, metrics, order, sequence losses, noise.
 """
 
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from checkpoints_manifest.recovery import newest_recovery
 from checkpoints_manifest.store import steps_on_disk
 from checkpoints_manifest.writing import RECOVERY
+from suite.launch import prepare
+from suite.operation import Operation
 from suite.signals import INTERRUPTED
 from tests.suite.smoke import flip
 from tests.suite.tiny_runs import (
@@ -23,6 +28,7 @@ from tests.suite.tiny_runs import (
     kill,
     start,
     steps_done,
+    tiny_config,
     train,
     wait_until,
 )
@@ -106,6 +112,23 @@ def test_nothing_of_a_stop_is_left_in_a_finished_run(stopped_run):
     run_dir = stopped_run[0]
     assert steps_on_disk(run_dir, RECOVERY) == set()
     assert not (run_dir / "failure.txt").exists() and not (run_dir / "interrupted.json").exists()
+
+
+def test_ranks_that_torchrun_starts_itself_give_the_same_bytes(suite_dir, calm_run):
+    """As over several machines: the directory is prepared, `suite.rank` sets the numerics."""
+    run_dir = suite_dir / "by-torchrun"
+    prepare(tiny_config(suite_dir), run_dir, Operation())
+    (run_dir / "failure.txt").write_text("of an earlier start")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # A user's shell says nothing of threads or instruction sets.
+    loose = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_CBWR")}
+    done = subprocess.run(
+        [*command, "-m", "suite.rank", str(run_dir)],
+        capture_output=True, text=True, check=False, env=loose,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert differing_files(calm_run, run_dir) == []
+    assert not (run_dir / "failure.txt").exists()
 
 
 def test_the_comparison_can_fail(calm_run, tmp_path):
