@@ -117,9 +117,7 @@ def sweep(
     try:
         _check_disk(plan)
         first = next(iter(plan.rungs.values()))
-        settings = [f"hardware.ranks={ranks}"] if ranks else []
-        settings += [f"accept=[{','.join(accept)}]"] if accept else []
-        settings += overrides or []
+        settings = [*asked, *([f"accept=[{','.join(accept)}]"] if accept else [])]
         _timed("data", lambda: _data(first, root, plan.directory))
         _timed("train", lambda: _train(plan, suite, root, settings))
         _timed("publish", lambda: _publish(plan))
