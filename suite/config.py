@@ -21,10 +21,13 @@ FAMILIES = ("gpt_neox",)
 INITIALISATIONS = ("small-wang-v1",)
 ORDERS = ("order-v1",)
 SCHEDULES = ("cosine-v1",)
-PRECISIONS = ("fp32", "bf16")
+# "bf16" is autocast over fp32 weights; "bf16-params" computes on a bf16 copy of fp32 master weights.
+PRECISIONS = ("fp32", "bf16", "bf16-params")
 REDUCTIONS = ("fixed64-v1",)
 PROFILES = ("portable-x86", "native")
 MODES = ("exact",)
+ENGINES = ("reference", "deepspeed")
+ZERO_STAGES = (0, 1, 2, 3)
 
 
 class ConfigError(ValueError):
@@ -161,6 +164,48 @@ class NumericsConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """Which engine computes the step; the fields after `name` are DeepSpeed's.
+
+    The reference engine is the default and is in no record: a run whose `config.json` has no
+    `engine` was configured for it. What each DeepSpeed layout promises: docs/deepspeed.md.
+
+    Args:
+        name: "reference" or "deepspeed".
+        zero_stage: what is sharded over data-parallel ranks: 1 optimizer, 2 and gradients, 3 and
+            weights.
+        offload_optimizer: master weights, moments and update on the CPU.
+        tensor_parallel: ranks that share one copy of the model.
+        options: `zero_optimization` settings of DeepSpeed that trade memory for speed; see
+            `suite.deepspeed_config`.
+    """
+
+    name: str = "reference"
+    zero_stage: int = 1
+    offload_optimizer: bool = False
+    tensor_parallel: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("engine.name", self.name, ENGINES)
+        if self.zero_stage not in ZERO_STAGES:
+            raise ConfigError(
+                f"engine.zero_stage={self.zero_stage!r} is not known; allowed: "
+                f"{', '.join(map(str, ZERO_STAGES))}"
+            )
+        _at_least("engine.tensor_parallel", self.tensor_parallel, 1)
+        if self.name == "reference" and not self._is_default():
+            raise ConfigError(
+                "engine.name='reference' has no settings of its own: it is sharded as ZeRO-1 on any "
+                "number of ranks; leave the other keys of engine out, or set engine.name=deepspeed"
+            )
+
+    def _is_default(self) -> bool:
+        settings = (self.zero_stage, self.offload_optimizer, self.tensor_parallel)
+        return settings == (1, False, 1) and not self.options
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One rung, resolved. Hardware (how many ranks) is not part of it: it changes no bit."""
 
@@ -170,6 +215,7 @@ class RunConfig:
     train: TrainConfig
     numerics: NumericsConfig
     checkpoints: Mapping[str, Any]
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.numerics.quantum:
@@ -215,11 +261,14 @@ class RunConfig:
     def to_record(self) -> dict[str, Any]:
         """The run's identity as plain mappings and lists.
 
-        The ladder is not part of it, so a suite can grow.
+        The ladder is not part of it, so a suite can grow. Nor is the reference engine: records
+        written before there was another stay what they were.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         for key in ("ladder", "axes"):
             del record["suite"][key]
+        if self.engine.name == "reference":
+            del record["engine"]
         return record
 
     def to_bytes(self) -> bytes:
@@ -254,7 +303,11 @@ def _build(kind: Any, value: Any, path: str) -> Any:
             f"unknown key {prefix}{unknown[0]}; the keys of {path or 'the configuration'} are: "
             f"{', '.join(hints)}"
         )
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    needed = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     missing = [name for name in needed if name not in value]
     if missing:
         raise ConfigError(f"missing key {prefix}{missing[0]}")

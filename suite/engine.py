@@ -21,11 +21,11 @@ from data_pipeline.digests import sequence_digests
 from suite.adamw import Moments, adamw_v1
 from suite.comm import Group
 from suite.config import RunConfig
-from suite.gradient_digest import gradient_digest
-from suite.layout import flatten_parameters, make_layout
+from suite.engine_record import ELASTIC, describe
+from suite.layout import flatten_parameters, make_layout, point_parameters
 from suite.models import build_model
-from suite.norm import chunk_sums, norm_from_chunks
-from suite.quantise import SCALE_BITS, NonFiniteGradientError, range_limit, verified_quantiser
+from suite.quantise import NonFiniteGradientError, range_limit, verified_quantiser
+from suite.reduction import add_gradients, clip_gradient, mean_gradient
 
 # Reads rows [first, last) of the present batch: int64 ids [last - first, S+1].
 Reader = Callable[[int, int], np.ndarray]
@@ -54,8 +54,8 @@ def sequence_nll(model: nn.Module, ids_BT: torch.Tensor, precision: str) -> torc
     Args:
         model: a causal LM.
         ids_BT: int64 [B, S+1]: S inputs, S targets, one id of overlap.
-        precision: "fp32", or "bf16" for autocast over fp32 weights; logits and loss are fp32 in
-        both.
+        precision: "fp32", "bf16" for autocast over fp32 weights, or "bf16-params" for a model whose
+        parameters are bf16; logits and loss are fp32 in all of them.
     """
     autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if precision == "bf16":
@@ -67,26 +67,15 @@ def sequence_nll(model: nn.Module, ids_BT: torch.Tensor, precision: str) -> torc
     return losses.view(targets.shape).mean(dim=1)
 
 
-class ExactEngine:
-    """One rank's model, optimizer shard and accumulator.
+class QuantumEngine:
+    """What every engine shares: its quanta in order, row losses, digests of what was fed, refusal.
 
-    Usage: `step(update, lr, read)` where `read(first_row, last_row)` gives ids [rows, S+1] of this
-    step's batch.
+    A subclass computes one quantum's gradient (`_backward`) and, from what the quanta left behind,
+    the update (`_update`).
     """
 
-    def __init__(self, config: RunConfig, group: Group) -> None:
-        self.config, self.group = config, group
-        self.model = build_model(config.rung.model, config.rung.seeds.init)
-        self.layout = make_layout(self.model, group.world)
-        self.flat = flatten_parameters(self.model, self.layout)
-        self._parameters = canonical_parameters(self.model)
-        low = group.rank * self.layout.shard
-        self.weights = self.flat[low : low + self.layout.shard]
-        self.moments = Moments(torch.zeros_like(self.weights), torch.zeros_like(self.weights))
-        self._decayed = self.layout.decayed_spans(group.rank)
-        self._quantise, self.quantiser_name = verified_quantiser(self.flat.device)
-        self._accumulator = torch.zeros(self.layout.padded, dtype=torch.int64)
-        self._limit = range_limit(config.num_quanta)
+    config: RunConfig
+    group: Group
 
     def step(self, update: int, lr: float, read: Reader) -> StepResult:
         """Computes one update from its global batch; all ranks call it together.
@@ -94,14 +83,14 @@ class ExactEngine:
         Raises:
             NonFiniteGradientError: before anything was changed, on every rank alike.
         """
-        config, group = self.config, self.group
+        config = self.config
         quantum, rows = config.numerics.quantum, config.data.batch_size
         # Slots per row: loss; and one flag for values that fixed64-v1 cannot hold. Disjoint, so the
         # sum is exact.
         slots = torch.zeros(rows + 1, dtype=torch.float64)
         digests = torch.zeros(rows, 32, dtype=torch.uint8)
-        self._accumulator.zero_()
-        for index in quanta_of(group.rank, group.world, config.num_quanta):
+        self._begin()
+        for index in self._quanta():
             first = index * quantum
             ids = torch.from_numpy(read(first, first + quantum))
             losses, bad = self._backward(ids)
@@ -111,7 +100,7 @@ class ExactEngine:
             digests[first : first + quantum] = torch.frombuffer(
                 bytearray(fed), dtype=torch.uint8
             ).view(quantum, 32)
-        slots, digests = group.fill_slots(slots), group.fill_slots(digests)
+        slots, digests = self._merge(slots), self._merge(digests)
         row_losses = slots[:rows].numpy()
         if slots[rows] or not np.isfinite(row_losses).all():
             raise NonFiniteGradientError(_non_finite(update, row_losses, int(slots[rows])))
@@ -125,6 +114,59 @@ class ExactEngine:
             gradient=gradient,
         )
 
+    def _quanta(self) -> range:
+        return quanta_of(self.group.rank, self.group.world, self.config.num_quanta)
+
+    def _merge(self, values: torch.Tensor) -> torch.Tensor:
+        return self.group.fill_slots(values)
+
+    def _begin(self) -> None:
+        """Clears what the quanta of a step add to."""
+        raise NotImplementedError
+
+    def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Adds one quantum's gradient; returns its row losses and the out-of-range count."""
+        raise NotImplementedError
+
+    def _update(self, update: int, lr: float) -> tuple[float, float, str]:
+        """Reduces, clips and updates; returns norm, clip coefficient and gradient digest."""
+        raise NotImplementedError
+
+
+class ExactEngine(QuantumEngine):
+    """The reference engine: one rank's model, optimizer shard and accumulator.
+
+    Usage: `step(update, lr, read)` where `read(first_row, last_row)` gives ids [rows, S+1] of this
+    step's batch. Any number of ranks gives the same bits.
+    """
+
+    promise = ELASTIC
+
+    def __init__(self, config: RunConfig, group: Group) -> None:
+        self.config, self.group = config, group
+        self.description = describe(config.engine, group.world)
+        self.model = build_model(config.rung.model, config.rung.seeds.init)
+        self.layout = make_layout(self.model, group.world)
+        full = flatten_parameters(self.model, self.layout)
+        self._parameters = canonical_parameters(self.model)
+        low = group.rank * self.layout.shard
+        # With bf16-params the forward reads a rounded copy, and only the shard is fp32.
+        self._is_copy = config.numerics.precision == "bf16-params"
+        self.weights = full[low : low + self.layout.shard]
+        self.flat = full
+        if self._is_copy:
+            self.weights = self.weights.clone()
+            self.flat = full.to(torch.bfloat16)
+            point_parameters(self._parameters, self.layout, self.flat)
+        self.moments = Moments(torch.zeros_like(self.weights), torch.zeros_like(self.weights))
+        self._decayed = self.layout.decayed_spans(group.rank)
+        self._quantise, self.quantiser_name = verified_quantiser(self.flat.device)
+        self._accumulator = torch.zeros(self.layout.padded, dtype=torch.int64)
+        self._limit = range_limit(config.num_quanta)
+
+    def _begin(self) -> None:
+        self._accumulator.zero_()
+
     def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Adds one quantum's gradient to the accumulator.
 
@@ -132,38 +174,31 @@ class ExactEngine:
         """
         losses = sequence_nll(self.model, ids, self.config.numerics.precision)
         losses.mean().backward()  # type: ignore[no-untyped-call]
-        bad = 0
-        for slot in self.layout.slots:
-            grad = self._parameters[slot.name].grad
-            if grad is not None:  # a parameter without a gradient adds zero
-                part = self._accumulator[slot.start : slot.start + slot.size]
-                bad += self._quantise(part, grad, self._limit)
-                self._parameters[slot.name].grad = None
+        bad = add_gradients(
+            self._accumulator, self.layout, self._parameters, self._quantise, self._limit
+        )
         return losses.detach(), bad
 
     @torch.no_grad()
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
-        total = self.group.reduce_scatter_int64(self._accumulator, self.layout.shard)
-        scale = 2.0**-SCALE_BITS / self.config.num_quanta
-        grad = total.to(torch.float64).mul_(scale).to(torch.float32)
-        digest = gradient_digest(grad, self.layout.size, self.group)
-        sums = self.group.all_gather(chunk_sums(grad))
-        norm = norm_from_chunks(sums[: self.layout.num_chunks])
-        clip = self.config.train.clip
-        coef = float(np.float32(min(1.0, clip / (norm + 1e-6))))
-        if coef < 1.0:
-            grad.mul_(coef)
+        grad = mean_gradient(self._accumulator, self.layout, self.config.num_quanta, self.group)
+        norm, coef, digest = clip_gradient(grad, self.layout, self.config.train.clip, self.group)
         adamw_v1(self.weights, grad, self.moments, self._decayed, update, lr, self.config.train)
-        if self.group.world > 1:
-            self.flat.copy_(self.group.all_gather(self.weights))
+        self._share_weights()
         return norm, coef, digest
+
+    def _share_weights(self) -> None:
+        """Gives every rank the weights that the forward reads, from the fp32 shards."""
+        if self._is_copy or self.group.world > 1:
+            self.flat.copy_(self.group.all_gather(self.weights.to(self.flat.dtype)))
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Canonical weights and moments by HF parameter name.
 
         All ranks call it, every rank gets it.
         """
-        weights = self.layout.views(self.flat)
+        full = self.group.all_gather(self.weights) if self._is_copy else self.flat
+        weights = self.layout.views(full)
         moments = {}
         for kind in ("exp_avg", "exp_avg_sq"):
             full = self.group.all_gather(getattr(self.moments, kind))
@@ -176,14 +211,14 @@ class ExactEngine:
         self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> None:
         """Loads canonical weights and moments into this rank's layout."""
-        for name, view in self.layout.views(self.flat).items():
-            view.copy_(weights[name])
         low = self.group.rank * self.layout.shard
+        mine = slice(low, low + self.layout.shard)
+        full = self.layout.flat_of(weights)
+        self.weights.copy_(full[mine])
+        self.flat.copy_(full)
         for kind in ("exp_avg", "exp_avg_sq"):
-            full = torch.zeros(self.layout.padded)
-            for name, view in self.layout.views(full).items():
-                view.copy_(moments[f"{kind}.{name}"])
-            getattr(self.moments, kind).copy_(full[low : low + self.layout.shard])
+            named = {name: moments[f"{kind}.{name}"] for name in weights}
+            getattr(self.moments, kind).copy_(self.layout.flat_of(named)[mine])
 
 
 def quanta_of(rank: int, world: int, num_quanta: int) -> range:

@@ -7,6 +7,7 @@ depends on how many ranks there are. Padding is zero and stays zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,13 @@ class Layout:
             for slot in self.slots
         }
 
+    def flat_of(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A new flat fp32 buffer that holds the named tensors, zero in the padding."""
+        flat = torch.zeros(self.padded, dtype=torch.float32)
+        for name, view in self.views(flat).items():
+            view.copy_(tensors[name])
+        return flat
+
 
 def make_layout(model: nn.Module, world: int) -> Layout:
     """The layout of a model over `world` ranks; tied parameters appear once."""
@@ -88,9 +96,15 @@ def flatten_parameters(model: nn.Module, layout: Layout) -> torch.Tensor:
     Returns:
         The buffer, `layout.padded` elements, zero in the padding.
     """
-    flat = torch.zeros(layout.padded, dtype=torch.float32)
     parameters = canonical_parameters(model)
-    for name, view in layout.views(flat).items():
-        view.copy_(parameters[name])
-        parameters[name].data = view
+    flat = layout.flat_of(parameters)
+    point_parameters(parameters, layout, flat)
     return flat
+
+
+def point_parameters(
+    parameters: Mapping[str, nn.Parameter], layout: Layout, flat: torch.Tensor
+) -> None:
+    """Makes parameters views of a flat buffer, of its type; buffers of the model stay fp32."""
+    for name, view in layout.views(flat).items():
+        parameters[name].data = view

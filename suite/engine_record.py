@@ -1,0 +1,180 @@
+"""Which engine computed which steps: what the manifest says, and when a run may go on.
+
+A run's `config.json` names the engine it was started with. A run that goes on with another engine,
+or, where the bits depend on the layout, on another number of ranks, computes other bits from there
+on: that is refused unless it is accepted by name, and then `engine.json` beside the configuration
+and the `engine` field of every later record say so. No torch and no DeepSpeed is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from checkpoints_manifest.store import ledger_of
+from data_pipeline.canonical import canonical_json
+from data_pipeline.durable import write_bytes
+from suite.config import ConfigError, EngineConfig, RunConfig
+
+ELASTIC, FIXED_LAYOUT = "elastic", "fixed-layout"
+ACCEPT_ENGINE = "engine"
+_FILE = "engine.json"
+
+Description = dict[str, Any]
+
+
+class EngineError(RuntimeError):
+    """The engine cannot do what is asked of it: names what was expected, found, and a remedy."""
+
+
+def promise_of(engine: EngineConfig) -> str:
+    """`elastic`: one digest on any number of ranks. `fixed-layout`: order, rerun and resume only.
+
+    DeepSpeed keeps the first promise where a rank holds its whole gradient until the end of the
+    step, so that it can be reduced as integers: ZeRO-0 and ZeRO-1, without offload or tensor
+    parallelism.
+    """
+    whole = engine.zero_stage <= 1 and engine.tensor_parallel == 1 and not engine.offload_optimizer
+    return ELASTIC if engine.name == "reference" or whole else FIXED_LAYOUT
+
+
+def describe(engine: EngineConfig, ranks: int) -> Description:
+    """The manifest's `engine` field, without `since`.
+
+    Ranks are part of it where the bits depend on them.
+    """
+    promise = promise_of(engine)
+    if engine.name == "reference":
+        return {"name": engine.name, "promise": promise}
+    try:
+        installed = version("deepspeed")
+    except PackageNotFoundError:
+        installed = "none"
+    return {
+        "name": engine.name,
+        "promise": promise,
+        "version": installed,
+        "zero_stage": engine.zero_stage,
+        "offload_optimizer": engine.offload_optimizer,
+        "tensor_parallel": engine.tensor_parallel,
+        "options": {key: str(value) for key, value in engine.options.items()},
+        **({"ranks": ranks} if promise == FIXED_LAYOUT else {}),
+    }
+
+
+def present_engine(config: RunConfig, run_dir: Path) -> EngineConfig:
+    """The engine that a run continues with: the newest accepted change, or its configuration's."""
+    changes = _changes(run_dir)
+    return EngineConfig(**changes[-1]["engine"]) if changes else config.engine
+
+
+def with_present_engine(config: RunConfig, run_dir: Path) -> RunConfig:
+    """The configuration of a run with the engine that it continues with."""
+    return dataclasses.replace(config, engine=present_engine(config, run_dir))
+
+
+def last_description(run_dir: Path) -> tuple[int, Description]:
+    """Newest step in the ledger, and which engine computed it; step -1 where there is none."""
+    records = ledger_of(run_dir).records()
+    if not records:
+        return -1, {}
+    return int(records[-1]["step"]), description_of(records[-1])
+
+
+def description_of(record: Mapping[str, Any]) -> Description:
+    """The engine of a record; one without the field is the reference engine's."""
+    engine = dict(record.get("engine", {"name": "reference", "promise": ELASTIC}))
+    engine.pop("since", None)
+    return engine
+
+
+def settle_engine(
+    config: RunConfig, run_dir: Path, ranks: int, accept: tuple[str, ...] = ()
+) -> None:
+    """Before a start: checks that the run may go on with this engine and layout.
+
+    Args:
+        config: as the command composed it.
+        run_dir: the run directory, its `config.json` written.
+        ranks: ranks that will compute.
+        accept: changes that the user accepts by name; "engine" is the one that matters here.
+
+    Raises:
+        ConfigError: another engine, version or layout than before, and it is not accepted.
+    """
+    stored = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
+    step, last = last_description(run_dir)
+    wanted = describe(config.engine, ranks)
+    before = last or describe(present_engine(stored, run_dir), ranks)
+    if wanted == before and config.engine == present_engine(stored, run_dir):
+        return
+    if _accepted(run_dir, step, wanted):
+        return
+    if ACCEPT_ENGINE not in accept:
+        raise ConfigError(_refusal(run_dir, before, wanted))
+    change = {
+        "since": max(step, 0),
+        "engine": dataclasses.asdict(config.engine),
+        "description": wanted,
+    }
+    text = json.dumps([*_changes(run_dir), change], sort_keys=True, indent=1)
+    write_bytes(run_dir / _FILE, text.encode() + b"\n")
+
+
+def check_continues(run_dir: Path, description: Description) -> None:
+    """In a rank, before it computes: the same check against the ledger, for any way of starting.
+
+    Raises:
+        EngineError: naming each differing field.
+    """
+    step, last = last_description(run_dir)
+    if last and last != description and not _accepted(run_dir, step, description):
+        raise EngineError(_refusal(run_dir, last, description))
+
+
+def record_field(run_dir: Path, step: int, description: Description) -> Description | None:
+    """The `engine` field of the record of `step`; None for a run that only ever had the reference.
+
+    `since` is the step from which on this engine computed.
+    """
+    since, found = 0, False
+    for record in ledger_of(run_dir).records():
+        found = found or "engine" in record
+        same = description_of(record) == description
+        since = record.get("engine", {}).get("since", 0) if same else int(record["step"])
+    del step
+    if description["name"] == "reference" and not found:
+        return None
+    return {**description, "since": since}
+
+
+def _accepted(run_dir: Path, step: int, description: Description) -> bool:
+    changes = _changes(run_dir)
+    return bool(changes) and (changes[-1]["since"], changes[-1]["description"]) == (
+        max(step, 0),
+        description,
+    )
+
+
+def _changes(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / _FILE
+    return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def _refusal(run_dir: Path, before: Description, wanted: Description) -> str:
+    lines = [
+        f"{key}: expected {before.get(key)!r}, found {wanted.get(key)!r}"
+        for key in sorted({*before, *wanted})
+        if before.get(key) != wanted.get(key)
+    ]
+    return (
+        f"{run_dir} was computed by another engine or layout, and going on would change its "
+        "bits:\n  "
+        + "\n  ".join(lines or ["engine: expected the one of the last start"])
+        + "\nuse the recorded one, or accept the change with accept=[engine]; every checkpoint "
+        "from then on names it"
+    )
