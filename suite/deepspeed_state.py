@@ -121,6 +121,8 @@ class CanonicalState:
         if self._stage in (1, 2):
             zero.update_lp_params()
         elif self._stage == 3:
+            # Small parameters stay whole between steps; without this they would keep old values.
+            zero._partition_all_parameters()
             for index in range(len(zero.fp16_groups)):
                 zero._reassign_or_swap_out_partitioned_parameters(index)
             if zero.persistent_parameters:
