@@ -21,7 +21,7 @@ FAMILIES = ("gpt_neox",)
 INITIALISATIONS = ("small-wang-v1",)
 ORDERS = ("order-v1",)
 SCHEDULES = ("cosine-v1",)
-# "bf16" is autocast over fp32 weights; "bf16-params" computes on a bf16 copy of fp32 master weights.
+# "bf16" is autocast over fp32 weights; "bf16-params" computes on a bf16 copy of fp32 weights.
 PRECISIONS = ("fp32", "bf16", "bf16-params")
 REDUCTIONS = ("fixed64-v1",)
 PROFILES = ("portable-x86", "native")
@@ -196,8 +196,9 @@ class EngineConfig:
         _at_least("engine.tensor_parallel", self.tensor_parallel, 1)
         if self.name == "reference" and not self._is_default():
             raise ConfigError(
-                "engine.name='reference' has no settings of its own: it is sharded as ZeRO-1 on any "
-                "number of ranks; leave the other keys of engine out, or set engine.name=deepspeed"
+                "engine.name='reference' has no settings of its own (it is sharded as ZeRO-1 on "
+                "any number of ranks); leave the other keys of engine out, or set "
+                "engine.name=deepspeed"
             )
 
     def _is_default(self) -> bool:

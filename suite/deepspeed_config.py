@@ -59,13 +59,13 @@ def refusals(config: RunConfig) -> list[str]:
         )
     if config.numerics.precision not in PRECISIONS:
         found.append(
-            f"numerics.precision={config.numerics.precision!r}: DeepSpeed keeps bf16 weights beside "
-            f"fp32 ones rather than autocast; allowed: {', '.join(PRECISIONS)}"
+            f"numerics.precision={config.numerics.precision!r}: DeepSpeed keeps bf16 weights "
+            f"beside fp32 ones rather than autocast; allowed: {', '.join(PRECISIONS)}"
         )
     if engine.zero_stage == 0 and config.numerics.precision == "bf16-params":
         found.append("engine.zero_stage=0: DeepSpeed has no fp32 master weights there; use 1")
     if engine.zero_stage == 0 and (engine.offload_optimizer or engine.tensor_parallel > 1):
-        found.append("engine.zero_stage=0: nothing is sharded; offload and tensor parallelism need 1")
+        found.append("engine.zero_stage=0: offload and tensor parallelism need at least 1")
     return found
 
 

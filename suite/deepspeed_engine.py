@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from checkpoints_manifest.names import canonical_parameters
 from suite.comm import Group
@@ -34,8 +35,8 @@ from suite.quantise import NonFiniteGradientError, range_limit, verified_quantis
 from suite.reduction import add_gradients, clip_gradient, mean_gradient
 
 _REMEDY = (
-    "install the pinned one (`make setup`, or `pip install --no-deps -r requirements.lock`), or use "
-    "engine.name=reference"
+    "install the pinned one (`make setup`, or `pip install --no-deps -r requirements.lock`), or "
+    "use engine.name=reference"
 )
 
 
@@ -76,7 +77,7 @@ class DeepSpeedEngine(QuantumEngine):
         self.quantiser_name = "none"
         deepspeed = import_deepspeed()
         if not dist.is_initialized():  # a group of one has no process group of its own
-            dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+            dist.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
         model = build_model(config.rung.model, config.rung.seeds.init)
         self.layout = make_layout(model, group.world)
         weights = {name: p.detach().clone() for name, p in canonical_parameters(model).items()}
@@ -208,7 +209,7 @@ class ElasticDeepSpeed(DeepSpeedEngine):
         return norm, coef, digest
 
     def _hand_over_bf16(self, **_: Any) -> None:
-        """In the place of DeepSpeed's all-reduce: fills its fp32 gradients with the reduced ones."""
+        """In place of DeepSpeed's all-reduce: fills its fp32 gradients with the reduced ones."""
         zero = self.engine.optimizer
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         for index, members in enumerate(zero.bf16_groups):
@@ -252,9 +253,9 @@ class FixedLayoutDeepSpeed(DeepSpeedEngine):
         self.engine.step()
         if not self.engine.was_step_applied():
             raise NonFiniteGradientError(
-                f"update {update}: a gradient is NaN or Inf. Nothing was updated. Look at the batch "
-                f"with `tripod batch RUN --step {update - 1}`, then lower the learning rate or mend "
-                "the data in a new run"
+                f"update {update}: a gradient is NaN or Inf. Nothing was updated. Look at the "
+                f"batch with `tripod batch RUN --step {update - 1}`, then lower the learning rate "
+                "or mend the data in a new run"
             )
         norm = float(self.engine.get_global_grad_norm())
         coef = float(np.float32(min(1.0, self.config.train.clip / (norm + 1e-6))))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_manifest.store import ledger_of
-from data_pipeline.canonical import canonical_json
 from data_pipeline.durable import write_bytes
 from suite.config import ConfigError, EngineConfig, RunConfig
 
@@ -75,6 +74,39 @@ def present_engine(config: RunConfig, run_dir: Path) -> EngineConfig:
 def with_present_engine(config: RunConfig, run_dir: Path) -> RunConfig:
     """The configuration of a run with the engine that it continues with."""
     return dataclasses.replace(config, engine=present_engine(config, run_dir))
+
+
+def engine_of(run_dir: Path, config: RunConfig, step: int) -> EngineConfig:
+    """The engine that computed `step`, as a configuration.
+
+    Args:
+        run_dir: the run.
+        config: its stored configuration.
+        step: an update that was computed.
+    """
+    changes = [change for change in _changes(run_dir) if change["since"] < step]
+    return EngineConfig(**changes[-1]["engine"]) if changes else config.engine
+
+
+def computed_by(run_dir: Path, first: int, last: int) -> Description:
+    """The description of the engine that computed updates first+1 .. last.
+
+    Raises:
+        EngineError: two engines or layouts did; says where to split.
+    """
+    records = ledger_of(run_dir).records()
+    index = next((i for i, r in enumerate(records) if r["step"] >= last), len(records) - 1)
+    record, changes = records[index], _changes(run_dir)
+    engine, since = description_of(record), int(record.get("engine", {}).get("since", 0))
+    if record["step"] < last and changes and changes[-1]["since"] == record["step"]:
+        # Changed after the newest checkpoint, which cannot say so.
+        engine, since = dict(changes[-1]["description"]), int(record["step"])
+    if since > first:
+        raise EngineError(
+            f"the engine of {run_dir.name} changed at step {since}, inside {first}..{last}; replay "
+            f"{first}..{since} and {since}..{last} one after the other"
+        )
+    return engine
 
 
 def last_description(run_dir: Path) -> tuple[int, Description]:
@@ -136,20 +168,31 @@ def check_continues(run_dir: Path, description: Description) -> None:
         raise EngineError(_refusal(run_dir, last, description))
 
 
-def record_field(run_dir: Path, step: int, description: Description) -> Description | None:
-    """The `engine` field of the record of `step`; None for a run that only ever had the reference.
+def check_same_engine(expected: Description, found: Description, run_dir: Path) -> None:
+    """Refuses to recompute steps with another engine, version or layout than computed them.
 
-    `since` is the step from which on this engine computed.
+    Raises:
+        EngineError: naming each differing field.
     """
-    since, found = 0, False
-    for record in ledger_of(run_dir).records():
-        found = found or "engine" in record
-        same = description_of(record) == description
-        since = record.get("engine", {}).get("since", 0) if same else int(record["step"])
-    del step
-    if description["name"] == "reference" and not found:
-        return None
-    return {**description, "since": since}
+    if expected != found:
+        raise EngineError(_refusal(run_dir, expected, found))
+
+
+def record_field(run_dir: Path, description: Description) -> dict[str, Description]:
+    """The `engine` field of the next record, as a mapping to merge; empty where it is left out.
+
+    It is left out as long as a run has only had the reference engine. `since` is the step after
+    which this engine computed.
+    """
+    records = ledger_of(run_dir).records()
+    if description["name"] == "reference" and not any("engine" in record for record in records):
+        return {}
+    since = 0
+    if records:
+        last = records[-1]
+        same = description_of(last) == description
+        since = last.get("engine", {}).get("since", 0) if same else int(last["step"])
+    return {"engine": {**description, "since": since}}
 
 
 def _accepted(run_dir: Path, step: int, description: Description) -> bool:
@@ -172,9 +215,9 @@ def _refusal(run_dir: Path, before: Description, wanted: Description) -> str:
         if before.get(key) != wanted.get(key)
     ]
     return (
-        f"{run_dir} was computed by another engine or layout, and going on would change its "
+        f"{run_dir} was computed by another engine or layout, and going on could change its "
         "bits:\n  "
         + "\n  ".join(lines or ["engine: expected the one of the last start"])
-        + "\nuse the recorded one, or accept the change with accept=[engine]; every checkpoint "
-        "from then on names it"
+        + "\nuse the recorded one, or train on with accept=[engine]: every checkpoint from then on "
+        "names the change"
     )

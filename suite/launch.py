@@ -17,6 +17,8 @@ from pathlib import Path
 
 from data_pipeline.durable import write_bytes
 from suite.config import ConfigError, RunConfig, sibling_differences
+from suite.deepspeed_config import check_supported
+from suite.engine_record import settle_engine
 from suite.numerics import profile_environment
 
 _PR_SET_PDEATHSIG = 1
@@ -49,7 +51,9 @@ def write_config(config: RunConfig, run_dir: Path) -> None:
         write_bytes(path, config.to_bytes())
         return
     found = json.loads(path.read_text())
-    lines = sibling_differences({"the directory": found, "the command": config.to_record()}, ())
+    # A change of engine is settled by `suite.engine_record`: it can be accepted.
+    records = {"the directory": found, "the command": config.to_record()}
+    lines = sibling_differences(records, ("engine",))
     if lines:
         raise ConfigError(
             f"{run_dir} was started with another configuration:\n  "
@@ -72,21 +76,27 @@ def worker_command(run_dir: Path, ranks: int) -> list[str]:
     ]
 
 
-def launch(config: RunConfig, run_dir: Path, ranks: int | None = None) -> None:
+def launch(
+    config: RunConfig, run_dir: Path, ranks: int | None = None, accept: tuple[str, ...] = ()
+) -> None:
     """Trains one rung in `run_dir` to its last step, continuing what is there.
 
     Args:
         config: the resolved run.
         run_dir: the run directory; created when missing.
-        ranks: data-parallel ranks; one per core when None. It changes no bit.
+        ranks: ranks; one per core when None. It changes no bit where the engine is elastic.
+        accept: changes to accept by name: "engine" for another engine or layout.
 
     Raises:
-        ConfigError: the directory was started with another configuration.
+        ConfigError: the directory was started with another configuration, or the engine refuses
+        this run.
         RunFailedError: a rank stopped; the message is that rank's, the full output is in
         `train.log`.
     """
+    ranks = min(ranks or default_ranks(), config.num_quanta * config.engine.tensor_parallel)
+    check_supported(config, ranks)
     write_config(config, run_dir)
-    ranks = min(ranks or default_ranks(), config.num_quanta)
+    settle_engine(config, run_dir, ranks, accept)
     failure = run_dir / "failure.txt"
     failure.unlink(missing_ok=True)
     log = run_dir / "train.log"

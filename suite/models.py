@@ -36,6 +36,17 @@ def build_model(config: ModelConfig, init_seed: int) -> nn.Module:
     return model.train()
 
 
+def to_precision(model: nn.Module, precision: str) -> None:
+    """Makes a model of fp32 weights compute as a precision says, outside an engine.
+
+    With `bf16-params` its parameters become bf16, rounded to nearest even; its buffers (rotary
+    frequencies) stay fp32.
+    """
+    if precision == "bf16-params":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def _normal(name: str, seed: int, shape: tuple[int, ...], std: float) -> torch.Tensor:
     key = hashlib.sha256(b"init/v1\0" + str(seed).encode() + b"\0" + name.encode()).digest()
     state = np.random.RandomState(np.frombuffer(key, dtype="<u4"))

@@ -5,6 +5,7 @@ Prints one JSON line, `{"failures": [...]}`, from rank 0. Writes nothing into th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from data_pipeline.digests import chain_next, leaf
 from data_pipeline.reading import Reading
 from suite.comm import Group, join_group
 from suite.config import RunConfig
-from suite.engine import ExactEngine, StepResult
+from suite.engine import StepResult
+from suite.engine_record import check_same_engine, computed_by, engine_of
+from suite.engines import make_engine
 from suite.launch import die_with_parent
 from suite.numerics import apply_determinism, check_environment, check_same, numerics_record
 from suite.recorder import METRICS, ORDER, metrics_line
@@ -33,16 +36,26 @@ State = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 class Replay:
     """Recomputes one segment and compares it; every rank runs one, rank 0 has the verdict."""
 
-    def __init__(self, run_dir: Path, group: Group) -> None:
+    def __init__(self, run_dir: Path, group: Group, first: int, last: int) -> None:
         """Open the run's configuration, data and logs.
+
+        Args:
+            run_dir: the run.
+            group: the ranks that recompute.
+            first: the checkpoint to start from.
+            last: the last step to recompute; the engine is the one that computed these steps.
 
         Raises:
             NumericsError: this process computes with another numerics record than the run.
+            EngineError: or with another engine, version or layout of it.
         """
         self.run_dir, self.group = run_dir, group
-        self.config: RunConfig = load_config(run_dir)
+        stored = load_config(run_dir)
+        engine = engine_of(run_dir, stored, last)
+        self.config: RunConfig = dataclasses.replace(stored, engine=engine)
         numerics = self.config.numerics
-        self.engine = ExactEngine(self.config, group)
+        self.engine = make_engine(self.config, group)
+        check_same_engine(computed_by(run_dir, first, last), self.engine.description, run_dir)
         record = numerics_record(numerics.profile, numerics.precision, self.engine.quantiser_name)
         check_environment(record)
         check_same(json.loads((run_dir / "numerics.json").read_text()), record)
@@ -120,8 +133,8 @@ class Replay:
         if self.group.rank:
             return
         record = self.records[max(saved for saved in self.records if saved <= step)]
-        shared = ("suite", "rung", "numerics", "config", "environment", "metrics")
-        fields = {key: record[key] for key in shared}
+        shared = ("suite", "rung", "numerics", "config", "environment", "metrics", "engine")
+        fields = {key: record[key] for key in shared if key in record}
         fields["tokens"] = step * self.config.batch_tokens
         fields["order"] = {**record["order"], "chain": self.chain.hex()}
         fields["metrics"] = sha256_hex(b"".join(self._lines[:step]))
@@ -162,7 +175,7 @@ def main() -> int:
     run_dir, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     apply_determinism()
     group = join_group()
-    replay = Replay(run_dir, group)
+    replay = Replay(run_dir, group, first, last)
     failures = replay.run(first, last)
     if not failures and len(sys.argv) > 4:
         replay.save(last, Path(sys.argv[4]))

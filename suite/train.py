@@ -60,8 +60,13 @@ def main(config: DictConfig) -> None:
 
     run = ensure_dataset(RunConfig.from_mapping(mapping), root)
     try:
-        launch(run, root / run.suite.name / run.rung.name, mapping["hardware"]["ranks"])
-    except RunFailedError as error:
+        launch(
+            run,
+            root / run.suite.name / run.rung.name,
+            mapping["hardware"]["ranks"],
+            tuple(mapping["accept"]),
+        )
+    except (ConfigError, RunFailedError) as error:
         raise SystemExit(f"tripod: {error}") from error
 
 

@@ -95,7 +95,7 @@ def batch_losses(config: RunConfig, weights: Path, ids_BT: np.ndarray) -> np.nda
 
     from checkpoints_manifest.names import load_canonical
     from suite.engine import sequence_nll
-    from suite.models import build_model
+    from suite.models import build_model, to_precision
 
     if (weights.parent / "tokenizer.json").exists():
         from transformers import AutoModelForCausalLM
@@ -106,6 +106,7 @@ def batch_losses(config: RunConfig, weights: Path, ids_BT: np.ndarray) -> np.nda
     else:
         model = build_model(config.rung.model, config.rung.seeds.init)
         load_canonical(model, load_file(weights))
+    to_precision(model, config.numerics.precision)
     quantum = config.numerics.quantum
     with torch.no_grad():
         parts = [

@@ -20,7 +20,8 @@ from data_pipeline.leaves import expected_leaves
 from data_pipeline.reading import Reading
 from suite.comm import Group, join_group
 from suite.config import RunConfig
-from suite.engine import ExactEngine
+from suite.engine_record import check_continues, record_field, with_present_engine
+from suite.engines import Engine, make_engine
 from suite.launch import die_with_parent
 from suite.numerics import apply_determinism
 from suite.progress import Progress
@@ -31,7 +32,8 @@ from suite.schedule import learning_rate
 
 def train(config: RunConfig, run_dir: Path, group: Group) -> None:
     """Trains one rung from where it stands to its last step; every rank calls it."""
-    engine = ExactEngine(config, group)
+    engine = make_engine(config, group)
+    check_continues(run_dir, engine.description)
     position = prepare_run(config, run_dir, group, engine.quantiser_name)
     if position.step:
         weights, moments, _ = load_checkpoint(run_dir, position.step)
@@ -69,7 +71,7 @@ def open_recorder(
 
 
 def save(
-    engine: ExactEngine, recorder: Recorder | None, config: RunConfig, run_dir: Path, step: int
+    engine: Engine, recorder: Recorder | None, config: RunConfig, run_dir: Path, step: int
 ) -> None:
     """Saves checkpoint `step` from rank 0; all ranks call it, because the state is gathered."""
     weights, moments = engine.state()
@@ -86,6 +88,7 @@ def save(
             },
             **json.loads((run_dir / "record_fields.json").read_text()),
             "metrics": metrics_sha256,
+            **record_field(run_dir, engine.description),
         }
         state = {"schema": "trainer-state-v1", "step": step, "chain": recorder.chain.hex()}
         save_checkpoint(run_dir, step, weights, moments, state, fields)
@@ -96,7 +99,8 @@ def main() -> int:
     """Entry point of one rank; leaves the reason of a failure in `failure.txt` for the launcher."""
     die_with_parent()
     run_dir = Path(sys.argv[1])
-    config = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
+    stored = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
+    config = with_present_engine(stored, run_dir)
     apply_determinism()
     group = join_group()
     try:
