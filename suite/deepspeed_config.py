@@ -113,6 +113,10 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
     engine, elastic = config.engine, promise_of(config.engine) == ELASTIC
     data_ranks = world // engine.tensor_parallel
     zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False, **engine.options}
+    if engine.zero_stage == 3:
+        # Its own linear layer adds the bias after rounding: another model in bf16 than the one
+        # that the checkpoint is published as.
+        zero["memory_efficient_linear"] = False
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     derived: dict[str, Any] = {

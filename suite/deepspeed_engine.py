@@ -77,6 +77,7 @@ class DeepSpeedEngine(QuantumEngine):
         self.quantiser_name = "none"
         deepspeed = import_deepspeed()
         if not dist.is_initialized():  # a group of one has no process group of its own
+            os.environ.setdefault("LOCAL_RANK", "0")
             dist.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
         model = build_model(config.rung.model, config.rung.seeds.init)
         self.layout = make_layout(model, group.world)
