@@ -47,6 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("rung")
     sub.add_argument("--root", type=Path, default=Path("runs"))
     sub.add_argument("--ranks", type=int)
+    sub.add_argument(
+        "--accept",
+        action="append",
+        choices=["engine"],
+        default=[],
+        help="go on with another engine or layout; every checkpoint from then on names it",
+    )
     sub.add_argument("overrides", nargs="*")
 
     sub = add(
@@ -177,7 +184,8 @@ def _train(arguments: argparse.Namespace) -> int:
             f"{', '.join(plan.rungs)}"
         )
     config = ensure_dataset(plan.rungs[arguments.rung], arguments.root.resolve())
-    launch(config, plan.run_dir(arguments.rung), arguments.ranks)
+    accept = tuple(arguments.accept)
+    launch(config, plan.run_dir(arguments.rung), arguments.ranks, accept)
     return 0
 
 

@@ -136,8 +136,11 @@ def settle_engine(
         accept: changes that the user accepts by name; "engine" is the one that matters here.
 
     Raises:
-        ConfigError: another engine, version or layout than before, and it is not accepted.
+        ConfigError: another engine, version or layout than before, and it is not accepted; or
+        `accept` names something unknown.
     """
+    if unknown := sorted(set(accept) - {ACCEPT_ENGINE}):
+        raise ConfigError(f"accept={unknown[0]!r} is not known; allowed: {ACCEPT_ENGINE}")
     stored = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
     step, last = last_description(run_dir)
     wanted = describe(config.engine, ranks)
@@ -218,6 +221,6 @@ def _refusal(run_dir: Path, before: Description, wanted: Description) -> str:
         f"{run_dir} was computed by another engine or layout, and going on could change its "
         "bits:\n  "
         + "\n  ".join(lines or ["engine: expected the one of the last start"])
-        + "\nuse the recorded one, or train on with accept=[engine]: every checkpoint from then on "
-        "names the change"
+        + "\nuse the recorded one, or train on with `--accept engine` (in Hydra accept=[engine]): "
+        "every checkpoint from then on names the change"
     )
