@@ -170,6 +170,7 @@ class ElasticDeepSpeed(DeepSpeedEngine):
         self._quantise, self.quantiser_name = verified_quantiser("cpu")
         self._limit = range_limit(config.num_quanta)
         self._accumulator = torch.zeros(self.layout.padded, dtype=torch.int64)
+        self._took_over = False
         self._reduced: dict[str, torch.Tensor] = {}
         zero = self.engine.optimizer
         self._is_bf16 = hasattr(zero, "update_hp_grads")
@@ -178,9 +179,9 @@ class ElasticDeepSpeed(DeepSpeedEngine):
             zero.update_hp_grads = lambda **_: None
             self.engine.buffered_allreduce_fallback = self._hand_over_bf16
         elif config.engine.zero_stage == 1:
-            zero.average_tensor = lambda *_: None  # what is handed over is the mean already
+            zero.average_tensor = self._already_mean
         else:
-            self.engine.buffered_allreduce_fallback = lambda **_: None
+            self.engine.buffered_allreduce_fallback = self._already_mean
 
     def _begin(self) -> None:
         self._accumulator.zero_()
@@ -205,12 +206,23 @@ class ElasticDeepSpeed(DeepSpeedEngine):
                 parameter.grad = self._reduced[name].clone()
         self._optimizer.prepare(update, lr)
         self.engine.set_gradient_accumulation_boundary(True)
+        self._took_over = False
         self.engine.allreduce_gradients()
+        if not self._took_over:
+            raise EngineError(
+                f"DeepSpeed {self.description['version']} reduces gradients by another way than "
+                f"the one that is replaced; nothing was updated; {_REMEDY}"
+            )
         self.engine.step()
         return norm, coef, digest
 
+    def _already_mean(self, *_: Any, **__: Any) -> None:
+        """In place of DeepSpeed's averaging: what it was handed is the mean over all ranks."""
+        self._took_over = True
+
     def _hand_over_bf16(self, **_: Any) -> None:
         """In place of DeepSpeed's all-reduce: fills its fp32 gradients with the reduced ones."""
+        self._took_over = True
         zero = self.engine.optimizer
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         for index, members in enumerate(zero.bf16_groups):

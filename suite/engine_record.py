@@ -98,7 +98,8 @@ def computed_by(run_dir: Path, first: int, last: int) -> Description:
     index = next((i for i, r in enumerate(records) if r["step"] >= last), len(records) - 1)
     record, changes = records[index], _changes(run_dir)
     engine, since = description_of(record), int(record.get("engine", {}).get("since", 0))
-    if record["step"] < last and changes and changes[-1]["since"] == record["step"]:
+    changed = bool(changes) and changes[-1]["since"] == record["step"] < last
+    if changed and changes[-1]["description"] != engine:
         # Changed after the newest checkpoint, which cannot say so.
         engine, since = dict(changes[-1]["description"]), int(record["step"])
     if since > first:
@@ -149,7 +150,8 @@ def settle_engine(
         return
     if _accepted(run_dir, step, wanted):
         return
-    if ACCEPT_ENGINE not in accept:
+    # Back to what the newest checkpoint names, before another one did: nothing to accept.
+    if wanted != last and ACCEPT_ENGINE not in accept:
         raise ConfigError(_refusal(run_dir, before, wanted))
     change = {
         "since": max(step, 0),
@@ -220,7 +222,7 @@ def _refusal(run_dir: Path, before: Description, wanted: Description) -> str:
     return (
         f"{run_dir} was computed by another engine or layout, and going on could change its "
         "bits:\n  "
-        + "\n  ".join(lines or ["engine: expected the one of the last start"])
+        + "\n  ".join(lines)
         + "\nuse the recorded one, or train on with `--accept engine` (in Hydra accept=[engine]): "
         "every checkpoint from then on names the change"
     )

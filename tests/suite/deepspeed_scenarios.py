@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from suite.comm import Group, join_group
 from suite.config import EngineConfig
+from suite.engine_record import EngineError
 from suite.engines import make_engine
 from suite.numerics import apply_determinism
 from suite.quantise import NonFiniteGradientError
@@ -67,6 +68,7 @@ def elastic(group: Group) -> dict[str, object]:
             state = engine.state()
             trained(engine, STOP + 1)
             found[f"zero{stage}-{precision}"] = state_digest(engine)
+            found[f"bypassed-{stage}-{precision}"] = bypassed(engine)
             engine.close()
             reference = make_engine(config, group)
             reference.load_state(*state)
@@ -76,6 +78,18 @@ def elastic(group: Group) -> dict[str, object]:
     trained(engine)
     found["float-sum"] = state_digest(engine)
     return found
+
+
+def bypassed(engine) -> str:
+    """What becomes of an update in which DeepSpeed does not call what we put in its place."""
+    before = state_digest(engine)
+    engine.engine.allreduce_gradients = lambda: None
+    try:
+        trained(engine, UPDATES + 1, UPDATES + 1)
+    except EngineError as error:
+        unchanged = state_digest(engine) == before
+        return f"{'nothing changed' if unchanged else 'CHANGED'}: {error}"
+    return "not noticed"
 
 
 def fixed(group: Group, directory: Path) -> dict[str, object]:
@@ -90,13 +104,14 @@ def fixed(group: Group, directory: Path) -> dict[str, object]:
 
 
 def layout(config, group: Group, directory: Path) -> dict[str, object]:
+    again = directory.exists()
     engine = make_engine(config, group)
     norms, clipped = trained(engine)
     whole = state_digest(engine)
-    stopped = non_finite(engine)
+    stopped = "" if again else non_finite(engine)
     engine.close()
     engine = make_engine(config, group)
-    if directory.exists():
+    if again:
         engine.load_state(
             load_file(directory / "weights"), load_file(directory / "moments")
         )  # fmt: skip

@@ -80,6 +80,12 @@ def test_the_reference_engine_continues_what_an_elastic_layout_began(elastic, ke
         assert result[f"handed-over-{key}"] == result[f"reference-{precision}"]
 
 
+@pytest.mark.parametrize("key", ["1-bf16-params", "0-fp32", "1-fp32"])
+def test_a_deepspeed_that_reduces_by_another_way_is_stopped_before_the_update(elastic, key):
+    for result in elastic.values():
+        assert result[f"bypassed-{key}"].startswith("nothing changed: DeepSpeed 0.")
+
+
 def test_control_float_sums_give_another_model_on_another_number_of_ranks(elastic):
     assert len({result["float-sum"] for result in elastic.values()}) > 1
     assert elastic[1]["reference-fp32"] != elastic[1]["reference-bf16-params"]
@@ -187,7 +193,7 @@ def test_another_number_of_ranks_or_engine_is_refused_until_accepted(killed):
     ):
         done = train(root, *overrides, ranks=ranks)
         assert done.returncode != 0
-        for word in [*words, "accept=[engine]"]:
+        for word in [*words, "--accept engine"]:
             assert word in done.stderr
     assert (run / "manifest.jsonl").read_bytes() == before
 
@@ -195,7 +201,7 @@ def test_another_number_of_ranks_or_engine_is_refused_until_accepted(killed):
 def test_a_zero3_checkpoint_continues_in_the_reference_engine_and_the_manifest_says_so(killed):
     root, run = killed
     step = latest_complete_step(run)
-    done = train(root, "accept=[engine]")
+    done = train(root, "--accept", "engine")
     assert done.returncode == 0, done.stderr[-2000:]
     # The change is settled: the same command without `accept` has nothing more to do.
     assert train(root).returncode == 0
