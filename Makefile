@@ -54,7 +54,7 @@ check: setup ## lint, format, types, spelling
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-bench: setup ## measure the cost of exactness on this machine
+bench: setup ## measure the cost of exactness on this machine (other benchmarks: docs/performance.md)
 	$(TRIPOD) bench step
 
 clean: ## remove what a sweep and the tests wrote (not .venv)

@@ -24,7 +24,6 @@ from analysis.rungs import AnalysisError, SuiteDir
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.durable import write_bytes
 from data_pipeline.shards import TokenStream
-from data_pipeline.tokenizer import Tokenizer
 
 NAME = "tripod-items-v1"
 TASKS = ("tripod_continuation", "tripod_heldout_ppl")
@@ -101,7 +100,7 @@ def _jsonl(items: Sequence[dict[str, object]]) -> bytes:
 def heldout_texts(suite: SuiteDir) -> list[tuple[str, str]]:
     """The held-out documents as (name, text), in the order of the split."""
     stream = TokenStream(suite.dataset, "heldout")
-    tokenizer = Tokenizer.load(suite.dataset / "tokenizer.json")
+    tokenizer = stream.index.tokenizer()
     texts = []
     for document in stream.documents():
         ids = stream.read(document.start, document.end - document.start - 1)

@@ -18,7 +18,6 @@ from analysis.probes import evenly
 from analysis.rungs import AnalysisError, SuiteDir
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.shards import TokenStream
-from data_pipeline.tokenizer import Tokenizer
 
 NAME = "heldout-loss-v1"
 ROWS = 48
@@ -54,7 +53,7 @@ def heldout_rows(suite: SuiteDir, count: int = ROWS) -> HeldoutRows:
             f"expected at least one held-out sequence of {seq_len + 1} tokens, found "
             f"{stream.num_tokens} tokens; raise data.build.heldout_permille"
         )
-    tokenizer = Tokenizer.load(suite.dataset / "tokenizer.json")
+    tokenizer = stream.index.tokenizer()
     targets = ids[:, 1:].ravel()
     text_bytes = len(tokenizer.decode_bytes(targets[targets != stream.index.eod]))
     digest = sha256_hex(canonical_json([NAME, suite.data["index_digest"], ids.tolist()]))

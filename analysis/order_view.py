@@ -8,7 +8,6 @@ import numpy as np
 from analysis.probes import evenly
 from analysis.rungs import Rung, SuiteDir
 from data_pipeline.batches import BatchReader
-from data_pipeline.tokenizer import Tokenizer
 
 MAX_STEPS = 64
 SNIPPET_TOKENS = 48
@@ -30,7 +29,7 @@ def order_view(suite: SuiteDir, max_steps: int = MAX_STEPS) -> dict[str, Any]:
     reader = BatchReader(
         suite.dataset, data["seq_len"], data["batch_size"], int(data["seed"]), data["order"]
     )
-    tokenizer = Tokenizer.load(suite.dataset / "tokenizer.json")
+    tokenizer = reader.stream.index.tokenizer()
     documents: dict[tuple[str, str], int] = {}
     ends = [suite.rungs[0], suite.rungs[-1]]
     losses = [_losses(rung) for rung in ends]

@@ -16,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 
 from checkpoints_manifest.manifest import Ledger
+from checkpoints_manifest.names import VOCABULARY
 from checkpoints_manifest.tensor_digest import file_leaves, tensors_root
 from data_pipeline.index import ShardIndex
 from data_pipeline.order import NAME as ORDER_V1
@@ -105,7 +106,7 @@ class Rung:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 size = math.prod(file.get_slice(name).get_shape())
                 total += size
-                embedding += size * name.startswith(("gpt_neox.embed_in", "embed_out", "lm_head"))
+                embedding += size * (name in VOCABULARY)
         return total, total - embedding
 
 
@@ -185,6 +186,13 @@ class SuiteDir:
         """
         if self.data["order"] != ORDER_V1:
             raise AnalysisError(f"expected order {ORDER_V1!r}, found {self.data['order']!r}")
+        mixture = ShardIndex.load(self.dataset).data["mixture"]
+        if self.data["overlay"] is not None or mixture is not None:
+            raise AnalysisError(
+                f"expected a run without overlay and mixture, found overlay {self.data['overlay']} "
+                f"and mixture {mixture}: the probes of this analysis would name other sequences "
+                "than were read; train and verify such a suite, and search it with `tripod seen`"
+            )
         return OrderV1(num_sequences, self.data["index_digest"], int(self.data["seed"]))
 
 

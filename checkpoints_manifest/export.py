@@ -18,6 +18,13 @@ from data_pipeline.canonical import canonical_json
 
 ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 END_OF_TEXT = "<|endoftext|>"
+# `model_type` of transformers to the class of its causal LM.
+ARCHITECTURES = {
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "mamba": "MambaForCausalLM",
+}
 
 
 def export_revision(
@@ -26,20 +33,22 @@ def export_revision(
     hf: Mapping[str, Any],
     tokenizer: bytes,
     record: Mapping[str, Any],
+    family: str = "gpt_neox",
 ) -> None:
     """Fills a new directory with everything a revision holds.
 
     Args:
         directory: created; must not exist.
         weights: the checkpoint's `model.safetensors`.
-        hf: keyword arguments of `GPTNeoXConfig`, as in the run's configuration.
+        hf: keyword arguments of the family's configuration class, as in the run's configuration.
         tokenizer: bytes of the dataset's `tokenizer.json`.
         record: the ledger record; stored as `checkpoint_manifest.json`.
+        family: `model_type` of transformers.
     """
     directory.mkdir(parents=True)
     link_or_copy(weights, directory / "model.safetensors")
     files = {
-        "config.json": _json(model_config(hf)),
+        "config.json": _json(model_config(hf, family)),
         "generation_config.json": _json({key: hf[key] for key in ("bos_token_id", "eos_token_id")}),
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": _json(tokenizer_config(hf)),
@@ -54,31 +63,45 @@ def export_revision(
         (directory / name).write_bytes(data)
 
 
-def model_config(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json`: keys of transformers 4 (`rotary_pct`, `torch_dtype`) and 5 (`rope_*`)."""
-    rope = {
-        "rope_type": "default",
-        "rope_theta": hf["rotary_emb_base"],
-        "partial_rotary_factor": hf["rotary_pct"],
-    }
+def model_config(hf: Mapping[str, Any], family: str = "gpt_neox") -> dict[str, Any]:
+    """`config.json`: keys of transformers 4 (`rope_theta`, `torch_dtype`) and 5 (`rope_*`).
+
+    `vocab_size` is the vocabulary itself: rows that a run added in memory are not in checkpoints.
+    """
     return {
         **hf,
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "rope_parameters": rope,
+        **_rotary(hf, family),
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
         "torch_dtype": "float32",
         "use_cache": True,
     }
 
 
+def _rotary(hf: Mapping[str, Any], family: str) -> dict[str, Any]:
+    if family == "gpt_neox":
+        rope = {
+            "rope_type": "default",
+            "rope_theta": hf["rotary_emb_base"],
+            "partial_rotary_factor": hf["rotary_pct"],
+        }
+        return {"rope_parameters": rope}
+    if family in ("llama", "mixtral"):
+        head = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+        rope = {"rope_type": "default", "rope_theta": hf["rope_theta"]}
+        return {"rope_parameters": rope, "head_dim": head}
+    return {}
+
+
 def tokenizer_config(hf: Mapping[str, Any]) -> dict[str, Any]:
     """`tokenizer_config.json`: a class that both generations load; no BOS, as in training."""
+    context = hf.get("max_position_embeddings")  # Mamba has no bound
     return {
         "add_bos_token": False,
         "bos_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
         "eos_token": END_OF_TEXT,
-        "model_max_length": hf["max_position_embeddings"],
+        **({} if context is None else {"model_max_length": context}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": END_OF_TEXT,
     }

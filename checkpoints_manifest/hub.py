@@ -8,8 +8,11 @@ set `HF_HUB_OFFLINE=1`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
@@ -25,7 +28,7 @@ _STEP = re.compile(r"step(?:0|[1-9][0-9]*)")
 class LocalHub:
     """Revisions of models below one cache directory.
 
-    One writer per repository; any number of readers.
+    One writer per repository at a time (they wait for each other); any number of readers.
     """
 
     def __init__(self, root: Path) -> None:
@@ -55,6 +58,15 @@ class LocalHub:
         ref = self.repository(repo_id) / "refs" / revision
         return ref.read_text() if ref.exists() else None
 
+    @contextmanager
+    def lock(self, repo_id: str) -> Iterator[None]:
+        """Holds a repository against other writers; readers need no lock. Waits for its turn."""
+        path = self.root / ".locks" / self.repository(repo_id).name / "writer.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def publish(self, repo_id: str, revision: str, files: Path) -> str:
         """Publishes a directory of files as `step{N}` on top of the steps before it.
 
@@ -72,20 +84,31 @@ class LocalHub:
         """
         if not _STEP.fullmatch(revision):
             raise CheckpointError(f"expected a revision step{{N}}, found {revision!r}")
+        with self.lock(repo_id):
+            return self._publish(repo_id, revision, files)
+
+    def _publish(self, repo_id: str, revision: str, files: Path) -> str:
         repository = self.repository(repo_id)
         before = [name for name in self.revisions(repo_id) if _number(name) != _number(revision)]
         existing = self.commit_of(repo_id, revision)
         earlier = [name for name in before if _number(name) < _number(revision)]
-        parent = self.commit_of(repo_id, earlier[-1]) if earlier else None
+        # The nearest step before it; when this one was published, it may have been another of them.
+        parents = [None, *(self.commit_of(repo_id, name) for name in earlier)]
         for folder in ("blobs", "refs", "snapshots"):
             (repository / folder).mkdir(parents=True, exist_ok=True)
             # What a killed writer left; in refs/ the Hub's own readers would take it for a ref.
             for left in (repository / folder).glob(".*tmp-*"):
                 left.unlink()
         blobs, git_ids = _add_blobs(repository, files)
-        if existing is not None:
-            _expect_same(f"{repo_id}: {revision}", repository / "snapshots" / existing, blobs)
-        commit = existing or commit_id(tree_id(git_ids), parent, f"{repo_id} {revision}")
+        message, tree = f"{repo_id} {revision}", tree_id(git_ids)
+        commits = [commit_id(tree, parent, message) for parent in parents]
+        if existing is not None and existing not in commits:
+            raise CheckpointError(
+                f"{repo_id}: {revision} is published as commit {existing}; the files given now "
+                f"would be {commits[-1]}. "
+                "A published step never changes: publish to another repository"
+            )
+        commit = existing or commits[-1]
         _add_snapshot(repository, commit, blobs)
         if existing is None:
             _set_ref(repository, revision, commit)
@@ -93,11 +116,12 @@ class LocalHub:
 
     def set_main(self, repo_id: str, revision: str) -> None:
         """Points `main` at a published revision."""
-        commit = self.commit_of(repo_id, revision)
-        if commit is None:
-            raise CheckpointError(f"{repo_id} has no revision {revision}; publish it first")
-        if self.commit_of(repo_id, "main") != commit:
-            _set_ref(self.repository(repo_id), "main", commit)
+        with self.lock(repo_id):
+            commit = self.commit_of(repo_id, revision)
+            if commit is None:
+                raise CheckpointError(f"{repo_id} has no revision {revision}; publish it first")
+            if self.commit_of(repo_id, "main") != commit:
+                _set_ref(self.repository(repo_id), "main", commit)
 
 
 def _number(revision: str) -> int:
@@ -134,18 +158,6 @@ def _link_blob(source: Path, blob: Path, sha256: str) -> None:
         os.fsync(file.fileno())
     temporary.replace(blob)
     fsync_directory(blob.parent)
-
-
-def _expect_same(what: str, snapshot: Path, blobs: dict[str, str]) -> None:
-    """A published revision holds these blobs; a link that is gone is put back afterwards."""
-    held = {path.name: path.readlink().name for path in snapshot.iterdir() if path.is_symlink()}
-    odd = sorted(n for n in {*held, *blobs} if held.get(n, blobs.get(n)) != blobs.get(n))
-    if odd:
-        raise CheckpointError(
-            f"{what} is published as commit {snapshot.name} with {odd[0]} = {held.get(odd[0])}; "
-            f"the file given now would be {blobs.get(odd[0])}. "
-            "A published step never changes: publish to another repository"
-        )
 
 
 def _add_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:

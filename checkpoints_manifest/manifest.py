@@ -17,21 +17,22 @@ from typing import Any
 import jsonschema
 
 from checkpoints_manifest.errors import CheckpointError
+from checkpoints_manifest.versions import PRESENT, SCHEMA_FILES, version_of
 from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.durable import append_line
 
-SCHEMA = "manifest-v1"
+SCHEMA = PRESENT
 Record = dict[str, Any]
 
 
 @functools.cache
-def _validator() -> Any:
-    text = Path(__file__).with_name("manifest-v1.schema.json").read_text()
+def _validator(version: str) -> Any:
+    text = Path(__file__).with_name(SCHEMA_FILES[version]).read_text()
     return jsonschema.Draft202012Validator(json.loads(text))
 
 
 def check_record(record: Mapping[str, Any], where: str) -> None:
-    """Validates a record against the JSON Schema.
+    """Validates a record against the JSON Schema of its version.
 
     Raises:
         CheckpointError: naming the first field that is wrong.
@@ -39,12 +40,15 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
     try:
         # First: JSON Schema takes 1.0 for an integer, canonical JSON does not.
         canonical_json(dict(record))
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, RecursionError) as problem:
         raise CheckpointError(f"{where}: {problem}") from problem
-    error = next(iter(sorted(_validator().iter_errors(record), key=lambda e: list(e.path))), None)
-    if error is not None:
-        field = ".".join(map(str, error.path)) or "the record"
-        raise CheckpointError(f"{where}: {field} is not as manifest-v1 wants it: {error.message}")
+    version = version_of(record, where)
+    errors = sorted(_validator(version).iter_errors(record), key=lambda e: [*map(str, e.path)])
+    if errors:
+        field = ".".join(map(str, errors[0].path)) or "the record"
+        raise CheckpointError(
+            f"{where}: {field} is not as {version} wants it: {errors[0].message:.300}"
+        )
 
 
 def record_digest(record: Mapping[str, Any]) -> str:
@@ -92,9 +96,10 @@ class Ledger:
         Raises:
             CheckpointError: the line number, what was expected and what was found.
         """
-        return self._read(self.path.read_bytes()) if self.path.exists() else []
+        return self.parse(self.path.read_bytes()) if self.path.exists() else []
 
-    def _read(self, data: bytes) -> list[Record]:
+    def parse(self, data: bytes) -> list[Record]:
+        """As `records`, of bytes that were read elsewhere."""
         *lines, torn = data.split(b"\n")
         records: list[Record] = []
         for number, line in enumerate(lines, start=1):

@@ -1,18 +1,15 @@
 """Checkpoints on disk: complete or absent, durable, verified as written.
 
 Layout: `RUN/checkpoints/step{N}/{model,optimizer}.safetensors, trainer_state.json, manifest.json`,
-and the ledger `RUN/manifest.jsonl`. A checkpoint is written into a temporary directory on the same
-file system (free space checked before the first byte, each file's space reserved before its own),
-synced, read back and digested, renamed, and then entered into the ledger. A crash at any point
+and the ledger `RUN/manifest.jsonl`. Writing is `writing.py`, in the background `async_store.py`;
+`RUN/recovery/` holds checkpoints that only serve a resume (`recovery.py`). A crash at any point
 leaves complete-or-absent; `reconcile` clears the rest. Nothing here ever deletes a complete
 checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,39 +17,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints_manifest.errors import CheckpointError
-from checkpoints_manifest.manifest import (
-    SCHEMA,
-    Ledger,
-    Record,
-    check_record,
-    parse_record,
-    record_digest,
+from checkpoints_manifest.manifest import Record, parse_record
+from checkpoints_manifest.tensor_digest import file_digests, tensors_root
+from checkpoints_manifest.writing import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL,
+    MOMENTS,
+    OPTIMIZER,
+    RECOVERY,
+    STATE,
+    TEMPORARY,
+    Staged,
+    check_absent,
+    ledger_of,
+    moment_root,
+    write_checkpoint,
 )
-from checkpoints_manifest.tensor_digest import file_leaves, tensor_leaf, tensors_root
-from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
-from data_pipeline.durable import free_bytes, fsync_directory, publish_directory, write_bytes
+from data_pipeline.canonical import canonical_json, sha256_file
+from data_pipeline.durable import fsync_directory, write_bytes
 
 if TYPE_CHECKING:
     import torch
 
-MODEL, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors", "optimizer.safetensors", "trainer_state.json", "manifest.json",
-)  # fmt: skip
-_TEMPORARY = ".tmp-"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+__all__ = [
+    "CHECKPOINTS", "FILE_LEVELS", "MANIFEST", "MODEL", "OPTIMIZER", "RECOVERY", "STATE",
+    "checkpoint_dir", "latest_complete_step", "ledger_of", "load_checkpoint", "load_files",
+    "own_manifest", "reconcile", "rewind", "save_checkpoint", "steps_on_disk", "verify_checkpoint",
+    "verify_files",
+]  # fmt: skip
+
+# How much of a checkpoint's files is looked at, cheapest first.
+FILE_LEVELS = ("metadata", "bytes", "tensors")
 _MOVE_AWAY = "move the directory away and resume from the checkpoint before it"
-# Left free beside the tensors, for headers, JSON, the ledger and the logs.
-_SPARE_BYTES = 1 << 20
+_REMEDY = (
+    "restore the checkpoint from a copy, or `tripod rewind` the run to the one before and resume"
+)
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
     """Where a step's checkpoint lives."""
-    return run_dir / "checkpoints" / f"step{step}"
-
-
-def ledger_of(run_dir: Path) -> Ledger:
-    """The ledger of a run."""
-    return Ledger(run_dir / "manifest.jsonl")
+    return run_dir / CHECKPOINTS / f"step{step}"
 
 
 def save_checkpoint(
@@ -68,7 +73,7 @@ def save_checkpoint(
     Args:
         run_dir: the run directory.
         step: updates done.
-        weights: CPU tensors by Hugging Face parameter name.
+        weights: fp32 tensors by Hugging Face parameter name.
         moments: `exp_avg.<name>` and `exp_avg_sq.<name>`.
         trainer_state: small and canonical-JSON-able.
         fields: the record's fields other than files, roots and chain.
@@ -81,123 +86,12 @@ def save_checkpoint(
         checkpoints are untouched.
         CheckpointError: what was read back is not what was written, or the step exists with other
         content.
-        ValueError: the moments are not those of the weights, or a tensor is not fp32 on the CPU.
+        ValueError: the moments are not those of the weights, or a tensor is not fp32.
     """
-    from safetensors.torch import save
-
-    _check_tensors(weights, moments)
-    final = checkpoint_dir(run_dir, step)
-    if final.exists():
-        raise CheckpointError(
-            f"{final} exists and is never overwritten; resume the run (which enters it into the "
-            f"ledger), or move it away"
-        )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(final, sum(t.nbytes for t in (*weights.values(), *moments.values())))
-    temporary = final.parent / f"{_TEMPORARY}step{step}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        # One metadata key at most: with two, safetensors writes them in random order.
-        write_bytes(temporary / MODEL, save(dict(weights), metadata={"format": "pt"}))
-        write_bytes(temporary / OPTIMIZER, save(dict(moments), metadata={"format": "pt"}))
-        state = canonical_json(dict(trainer_state))
-        write_bytes(temporary / STATE, state)
-        record = _build_record(run_dir, step, temporary, fields)
-        _check_read_back(temporary, weights, moments, state, record)
-        write_bytes(temporary / MANIFEST, canonical_json(record))
-        publish_directory(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    ledger_of(run_dir).append(record)
-    return record
-
-
-def _check_space(final: Path, tensor_bytes: int) -> None:
-    needed, found = tensor_bytes + _SPARE_BYTES, free_bytes(final.parent)
-    if found < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)}: a checkpoint needs {needed:,} bytes, found {found:,}; "
-            "nothing was written: free some space and resume",
-            str(final),
-        )
-
-
-def _check_tensors(
-    weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]
-) -> None:
-    expected = {f"{kind}.{name}": t.shape for kind in _MOMENTS for name, t in weights.items()}
-    found = {name: t.shape for name, t in moments.items()}
-    odd = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-    if odd:
-        raise ValueError(
-            f"expected the moments of {len(weights)} weights: {odd[0]} has shape "
-            f"{found.get(odd[0])}, expected {expected.get(odd[0])}"
-        )
-    for name, tensor in (*weights.items(), *moments.items()):
-        if f"{tensor.dtype} {tensor.device}" != "torch.float32 cpu":
-            raise ValueError(f"{name}: expected fp32 on cpu, found {tensor.dtype} {tensor.device}")
-
-
-def _build_record(run_dir: Path, step: int, directory: Path, fields: Mapping[str, Any]) -> Record:
-    records = ledger_of(run_dir).records()
-    leaves = file_leaves(directory / OPTIMIZER)
-    computed = {
-        "schema": SCHEMA,
-        "step": step,
-        "files": [describe_file(directory / name) for name in (MODEL, OPTIMIZER, STATE)],
-        "weights_root": tensors_root(file_leaves(directory / MODEL)),
-        "state_roots": {kind: _moment_root(leaves, kind) for kind in _MOMENTS},
-        "previous": record_digest(records[-1]) if records else None,
-    }
-    if twice := sorted(set(fields) & set(computed)):
-        raise ValueError(f"{twice[0]} is computed from the files, it is not the caller's to state")
-    record: Record = {**fields, **computed}
-    where = f"checkpoint step{step}"
-    check_record(record, where)
-    ledger_of(run_dir).check_next(records, record, where)
-    return record
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    """Name, size and sha256 of a file, as records list them."""
-    return {"path": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _moment_root(leaves: Mapping[str, bytes], kind: str) -> str:
-    return tensors_root(
-        {name: leaf for name, leaf in leaves.items() if name.startswith(f"{kind}.")}
-    )
-
-
-def _check_read_back(
-    directory: Path,
-    weights: Mapping[str, torch.Tensor],
-    moments: Mapping[str, torch.Tensor],
-    state: bytes,
-    record: Record,
-) -> None:
-    """Digests of what is in memory against those of the files that were written."""
-
-    def leaves(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
-        return {
-            name: tensor_leaf(name, "F32", list(t.shape), t.contiguous().numpy().tobytes())
-            for name, t in tensors.items()
-        }
-
-    held = leaves(moments)
-    expected = [tensors_root(leaves(weights)), *(_moment_root(held, kind) for kind in _MOMENTS)]
-    found = [record["weights_root"], *(record["state_roots"][kind] for kind in _MOMENTS)]
-    expected.append(sha256_hex(state))
-    found += [item["sha256"] for item in record["files"] if item["path"] == STATE]
-    if expected != found:
-        raise CheckpointError(
-            f"{directory}: read back {found}, expected {expected}: the disk or memory of this "
-            f"machine changed bytes; "
-            "the checkpoint was not published, earlier ones are untouched"
-        )
+    check_absent(run_dir, CHECKPOINTS, step)
+    staged = Staged.of(weights, moments)
+    staged.fill(weights, moments, trainer_state, fields)
+    return write_checkpoint(run_dir, CHECKPOINTS, step, staged)
 
 
 def load_checkpoint(
@@ -208,10 +102,16 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing, truncated or changed.
     """
+    return load_files(checkpoint_dir(run_dir, step), _record_of(run_dir, step))
+
+
+def load_files(
+    directory: Path, record: Record
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+    """As `load_checkpoint`, for a checkpoint that lies in any directory."""
     from safetensors.torch import load_file
 
-    verify_checkpoint(run_dir, _record_of(run_dir, step))
-    directory = checkpoint_dir(run_dir, step)
+    verify_files(directory, record)
     state = json.loads((directory / STATE).read_text())
     return load_file(directory / MODEL), load_file(directory / OPTIMIZER), state
 
@@ -223,44 +123,69 @@ def _record_of(run_dir: Path, step: int) -> Record:
     raise CheckpointError(f"{run_dir / 'manifest.jsonl'} has no record of step {step}")
 
 
-def verify_checkpoint(run_dir: Path, record: Record) -> None:
-    """Recomputes sizes, sha256 and tensor roots of one checkpoint.
+def verify_checkpoint(run_dir: Path, record: Record, level: str = "tensors") -> None:
+    """Compares the files of one checkpoint with its record.
+
+    Args:
+        run_dir: the run directory.
+        record: from the ledger.
+        level: one of `FILE_LEVELS`: sizes; also sha256; also tensor roots.
 
     Raises:
         CheckpointError: naming the step, the file, expected and found.
     """
-    directory = checkpoint_dir(run_dir, record["step"])
-    remedy = (
-        "restore the checkpoint from a copy, or `tripod rewind` the run to the one before "
-        "and resume"
-    )
-    listed = sorted(item["path"] for item in record["files"])
+    verify_files(checkpoint_dir(run_dir, record["step"]), record, level)
+
+
+def verify_files(
+    directory: Path, record: Record, level: str = "tensors", with_state: bool = True
+) -> None:
+    """As `verify_checkpoint`, for any directory; without state, only the weights must be there."""
+    where, listed = f"step{record['step']}", sorted(item["path"] for item in record["files"])
     if listed != sorted((MODEL, OPTIMIZER, STATE)):
         raise CheckpointError(
-            f"step{record['step']}: expected the record to list {MODEL}, {OPTIMIZER} and {STATE}, "
-            f"found {', '.join(listed)}; {remedy}"
+            f"{where}: expected the record to list {MODEL}, {OPTIMIZER} and {STATE}, "
+            f"found {', '.join(listed)}; {_REMEDY}"
         )
+    leaves = {}
     for item in record["files"]:
         path = directory / item["path"]
+        if not with_state and path.name != MODEL and not path.exists():
+            continue
         if not path.is_file():
-            raise CheckpointError(f"step{record['step']}: {path} is missing; {remedy}")
-        found = describe_file(path)
-        for key in ("size", "sha256"):
-            if found[key] != item[key]:
-                raise CheckpointError(
-                    f"step{record['step']}: {path}: expected {key} {item[key]}, found "
-                    f"{found[key]}; {remedy}"
-                )
-    leaves = file_leaves(directory / OPTIMIZER)
+            raise CheckpointError(f"{where}: {path} is missing; {_REMEDY}")
+        _check_stated(where, path, "size", item["size"], path.stat().st_size)
+        if level != "metadata":
+            leaves[item["path"]] = _check_bytes(where, path, item["sha256"], level)
+    if level != "tensors":
+        return
     expected = {"weights_root": record["weights_root"], **record["state_roots"]}
-    roots = {"weights_root": tensors_root(file_leaves(directory / MODEL))}
-    roots.update({kind: _moment_root(leaves, kind) for kind in _MOMENTS})
+    roots = {"weights_root": tensors_root(leaves[MODEL])}
+    if OPTIMIZER in leaves:
+        roots.update({kind: moment_root(leaves[OPTIMIZER], kind) for kind in MOMENTS})
     for key, value in roots.items():
-        if value != expected[key]:
-            raise CheckpointError(
-                f"step{record['step']}: {directory}: expected {key} {expected[key]}, found "
-                f"{value}; {remedy}"
-            )
+        _check_stated(where, directory, key, expected[key], value)
+
+
+def _check_bytes(where: str, path: Path, sha256: str, level: str) -> dict[str, bytes]:
+    if level == "bytes" or path.name == STATE:
+        _check_stated(where, path, "sha256", sha256, sha256_file(path))
+        return {}
+    try:
+        found = file_digests(path)
+    except CheckpointError:
+        # A broken header: damage if the bytes are not those of the record.
+        _check_stated(where, path, "sha256", sha256, sha256_file(path))
+        raise
+    _check_stated(where, path, "sha256", sha256, found.sha256)
+    return found.leaves
+
+
+def _check_stated(where: str, path: Path, key: str, expected: object, found: object) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"{where}: {path}: expected {key} {expected}, found {found}; {_REMEDY}"
+        )
 
 
 def reconcile(run_dir: Path) -> list[str]:
@@ -274,16 +199,17 @@ def reconcile(run_dir: Path) -> list[str]:
         follow the ledger.
     """
     done = []
-    folder = run_dir / "checkpoints"
-    for path in sorted(folder.glob(f"{_TEMPORARY}*")) if folder.exists() else ():
-        shutil.rmtree(path)
-        done.append(f"removed {path.name}")
+    folder = run_dir / CHECKPOINTS
+    for parent in (folder, run_dir / RECOVERY):
+        for path in sorted(parent.glob(f"{TEMPORARY}*")):
+            shutil.rmtree(path)
+            done.append(f"removed {path.name}")
     ledger = ledger_of(run_dir)
     if ledger.mend_torn_line():
         done.append("removed a torn last line from the ledger")
     known = {record["step"] for record in ledger.records()}
     for step in sorted(steps_on_disk(run_dir) - known):
-        record = _own_manifest(folder / f"step{step}" / MANIFEST)
+        record = own_manifest(folder / f"step{step}" / MANIFEST)
         try:
             ledger.check_next(ledger.records(), record, f"step{step}")
         except CheckpointError as error:
@@ -315,17 +241,25 @@ def rewind(run_dir: Path, step: int) -> Path:
     aside = parent / str(len(list(parent.glob("*"))) if parent.exists() else 0)
     aside.mkdir(parents=True)
     write_bytes(aside / ledger.path.name, ledger.path.read_bytes())
-    for later in sorted(steps_on_disk(run_dir), reverse=True):
-        if later > step:
-            checkpoint_dir(run_dir, later).rename(aside / f"step{later}")
-    for folder in (aside, parent, run_dir, run_dir / "checkpoints"):
-        fsync_directory(folder)
+    for kind, prefix in ((RECOVERY, "recovery-"), (CHECKPOINTS, "")):
+        for later in sorted(steps_on_disk(run_dir, kind), reverse=True):
+            if later > step:
+                source = run_dir / kind / f"step{later}"
+                source.rename(aside / f"{prefix}step{later}")
+    for folder in (aside, parent, run_dir, run_dir / CHECKPOINTS, run_dir / RECOVERY):
+        if folder.exists():
+            fsync_directory(folder)
     kept = [canonical_json(record) + b"\n" for record in records if record["step"] <= step]
     write_bytes(ledger.path, b"".join(kept))
     return aside
 
 
-def _own_manifest(path: Path) -> Record:
+def own_manifest(path: Path) -> Record:
+    """The record that lies in a checkpoint's directory.
+
+    Raises:
+        CheckpointError: it is missing, no record, or of another step than the directory's name.
+    """
     try:
         record = parse_record(path.read_bytes(), str(path))
     except (OSError, CheckpointError) as error:
@@ -338,9 +272,9 @@ def _own_manifest(path: Path) -> Record:
     return record
 
 
-def steps_on_disk(run_dir: Path) -> set[int]:
+def steps_on_disk(run_dir: Path, kind: str = CHECKPOINTS) -> set[int]:
     """Steps that have a directory, complete or damaged, in the ledger or not."""
-    names = (path.name for path in (run_dir / "checkpoints").glob("step*"))
+    names = (path.name for path in (run_dir / kind).glob("step*"))
     found = (re.fullmatch(r"step(0|[1-9][0-9]*)", name) for name in names)
     return {int(match.group(1)) for match in found if match}
 

@@ -11,8 +11,11 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from checkpoints_manifest.errors import CheckpointError
 from data_pipeline.canonical import canonical_json
@@ -24,7 +27,8 @@ DTYPE_BYTES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
-_READ = 1 << 22
+# Small enough to stay in cache between the two hashes.
+_READ = 1 << 20
 
 
 def tensor_leaf(name: str, dtype: str, shape: list[int], data: bytes | memoryview) -> bytes:
@@ -77,9 +81,8 @@ def read_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]],
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
-        entries = {
-            name: _entry(name, item) for name, item in header.items() if name != "__metadata__"
-        }
+        _check_metadata(header.pop("__metadata__", {}))
+        entries = {name: _entry(name, item) for name, item in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is broken ({error})") from error
     _check_offsets(path, entries, size - 8 - length)
@@ -91,6 +94,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands there twice")
     return found
+
+
+def _check_metadata(found: Any) -> None:
+    if type(found) is not dict or any(type(value) is not str for value in found.values()):
+        raise TypeError(f"__metadata__ is not from text to text: {found!r:.100}")
 
 
 def _entry(name: str, item: Mapping[str, Any]) -> tuple[str, list[int], int, int]:
@@ -122,18 +130,63 @@ def _check_offsets(
 
 def file_leaves(path: Path) -> dict[str, bytes]:
     """Leaves of every tensor in a safetensors file, streamed."""
+    return file_digests(path).leaves
+
+
+@dataclass(frozen=True)
+class FileDigests:
+    """What one read of a safetensors file gives: sha256 of its bytes, leaf of each tensor."""
+
+    size: int
+    sha256: str
+    leaves: dict[str, bytes]
+
+
+def file_digests(path: Path, same_as: memoryview | None = None) -> FileDigests:
+    """SHA-256 and leaves in a single pass over a safetensors file.
+
+    Args:
+        path: the file.
+        same_as: bytes that the file must hold, for reading back what was just written.
+
+    Raises:
+        CheckpointError: a broken header, an early end, or a byte that differs from `same_as`.
+    """
     entries, base = read_header(path)
-    leaves = {}
-    with path.open("rb") as file:
-        for name, (dtype, shape, start, stop) in entries.items():
-            digest = _leaf_hash(name, dtype, shape)
-            file.seek(base + start)
-            left = stop - start
-            while left:
-                block = file.read(min(_READ, left))
-                if not block:
-                    raise CheckpointError(f"{path}: ends inside tensor {name!r}")
+    whole, leaves, done = hashlib.sha256(), {}, 0
+    buffer = memoryview(bytearray(_READ))
+    # The header, then the tensors in file order: `read_header` proved that they leave no gap.
+    parts: list[tuple[str | None, hashlib._Hash, int]] = [(None, hashlib.sha256(), base)]
+    for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda e: e[1][2:]):
+        parts.append((name, _leaf_hash(name, dtype, shape), stop - start))
+    with path.open("rb", buffering=0) as file:
+        for label, digest, size in parts:
+            end = done + size
+            while done < end:
+                count = file.readinto(buffer[: min(_READ, end - done)])
+                if not count:
+                    raise CheckpointError(f"{path}: ends at byte {done}, expected {end} or more")
+                block = buffer[:count]
+                if same_as is not None:
+                    _check_same(path, block, same_as, done)
+                whole.update(block)
                 digest.update(block)
-                left -= len(block)
-            leaves[name] = digest.digest()
-    return leaves
+                done += count
+            if label is not None:
+                leaves[label] = digest.digest()
+    if same_as is not None and len(same_as) != done:
+        raise CheckpointError(f"{path}: read back {done} bytes, expected {len(same_as)}")
+    return FileDigests(done, whole.hexdigest(), leaves)
+
+
+def _check_same(path: Path, block: memoryview, same_as: memoryview, offset: int) -> None:
+    expected = same_as[offset : offset + len(block)]
+    if len(expected) == len(block) and np.array_equal(
+        np.frombuffer(block, np.uint8), np.frombuffer(expected, np.uint8)
+    ):
+        return
+    raise CheckpointError(
+        f"{path}: read back other bytes than were written, within the {len(block)} from byte "
+        f"{offset} on: the disk or memory of this machine changed them; "
+        "the checkpoint was not published, earlier ones are untouched"
+    )

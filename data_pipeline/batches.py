@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.datasets import open_stream
 from data_pipeline.digests import chain_start
 from data_pipeline.order import NAME
 from data_pipeline.orders import open_order
-from data_pipeline.shards import TokenStream
+from data_pipeline.overlay import Overlay
 
 
 class BatchReader:
@@ -46,13 +47,16 @@ class BatchReader:
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, found {batch_size}")
-        self.stream = TokenStream(dataset)
+        self.stream = open_stream(dataset)
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.order = open_order(order, self.stream, seq_len, seed)
         self.num_sequences = self.order.num_sequences
-        self.overlay = None if overlay is None else _load_overlay(overlay)
+        self.overlay = None if overlay is None else Overlay.load(overlay)
         if self.overlay is not None:
-            self.overlay.expect(self.stream.index.digest, order, seed, seq_len, batch_size)
+            index = self.stream.index
+            self.overlay.expect(
+                index.digest, order, seed, seq_len, batch_size, index.vocab_size, index.eod
+            )
 
     def chain_start(self) -> bytes:
         """C_{-1}: the digest of everything that decides what is read."""
@@ -79,14 +83,24 @@ class BatchReader:
         Raises:
             ValueError: A negative step, or rows outside the batch.
         """
+        wanted = self._wanted(rows)
+        ids = self.order.rows(self.sequences(step)[wanted])
+        if self.overlay is not None:
+            ids = self.overlay.apply_in_place(step * self.batch_size + wanted, ids)
+        return ids
+
+    def will_need(self, step: int, rows: slice | range | None = None) -> None:
+        """Start to read the files of these rows, without waiting for them; as ``ids``."""
+        sequences = self.sequences(step)[self._wanted(rows)].tolist()
+        spans = [span for sequence in sequences for span in self.order.spans(sequence)]
+        self.stream.will_need(spans)
+
+    def _wanted(self, rows: slice | range | None) -> npt.NDArray[np.int64]:
         chosen = range(self.batch_size)[rows] if isinstance(rows, slice) else rows
         wanted = np.arange(self.batch_size) if chosen is None else np.array(chosen, dtype=np.int64)
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.batch_size:
             raise ValueError(f"expected rows in [0, {self.batch_size}), found {rows}")
-        ids = self.order.rows(self.sequences(step)[wanted])
-        if self.overlay is not None:
-            ids = self.overlay.apply(step * self.batch_size + wanted, ids)
-        return ids
+        return wanted
 
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Say which documents the rows of a step hold.
@@ -128,9 +142,3 @@ class BatchReader:
                 )
             column += last - first
         return described
-
-
-def _load_overlay(path: str | Path) -> Any:
-    from data_pipeline.overlay import Overlay
-
-    return Overlay.load(path)

@@ -65,6 +65,11 @@ def sha256_hex(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_sha256_hex(found: object) -> bool:
+    """Say whether it is a SHA-256 as 64 lower-case hexadecimal digits."""
+    return isinstance(found, str) and len(found) == 64 and set(found) <= set("0123456789abcdef")
+
+
 def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, read in pieces.
 

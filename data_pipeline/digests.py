@@ -13,6 +13,7 @@ vectors: ``docs/spec/order.md``.
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,33 +22,54 @@ import numpy.typing as npt
 from data_pipeline.canonical import canonical_json
 
 DIGEST_BYTES = 32
+_ROWS = 32  # rows of 2,049 ids that are narrowed and hashed at a time: they stay in cache
 _LEAF_DOMAIN = b"leaf-v1\0"
 _CHAIN_DOMAIN = b"chain-v1\0"
 
 
-def sequence_digests(ids_BT: npt.NDArray[np.integer[Any]]) -> list[bytes]:
+def sequence_digests(ids_BT: npt.NDArray[np.integer[Any]], threads: int = 1) -> list[bytes]:
     """Digest every row of a batch.
 
     Args:
         ids_BT: Token ids [B, S+1] of any integer type: inputs are columns 0..S-1, targets 1..S.
+        threads: Threads that hash; the digests are the same for any number. Rows of 512 ids and
+            more gain by it: ``hashlib`` holds the interpreter lock below 2,048 bytes.
 
     Returns:
         B digests of 32 bytes: SHA-256 of the S+1 ids as little-endian uint32.
 
     Raises:
-        ValueError: Not a matrix of integers, or an id outside [0, 2^32).
+        ValueError: Not a matrix of integers, an id outside [0, 2^32), or ``threads`` below 1.
     """
+    if threads < 1:
+        raise ValueError(f"expected threads >= 1, found {threads}")
     ids_BT = np.asarray(ids_BT)
     if ids_BT.ndim != 2 or not np.issubdtype(ids_BT.dtype, np.integer):
         raise ValueError(
             f"expected integer ids of shape [B, S+1], found {ids_BT.dtype} {ids_BT.shape}"
         )
-    if ids_BT.size and (int(ids_BT.min()) < 0 or int(ids_BT.max()) >= 1 << 32):
-        raise ValueError(
-            f"expected ids in [0, 2^32), found {int(ids_BT.min())}..{int(ids_BT.max())}"
-        )
-    rows = np.ascontiguousarray(ids_BT, dtype="<u4")
-    return [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    parts = [ids_BT[first : first + _ROWS] for first in range(0, len(ids_BT), _ROWS)]
+    if threads == 1 or len(parts) < 2:
+        return [digest for rows in parts for digest in _row_digests(rows)]
+    with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+        return [digest for digests in pool.map(_row_digests, parts) for digest in digests]
+
+
+def _expect_32_bits(ids: npt.NDArray[np.integer[Any]]) -> None:
+    if ids.size and not np.can_cast(ids.dtype, np.uint32, "safe"):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= 1 << 32:
+            raise ValueError(f"expected ids in [0, 2^32), found {low}..{high}")
+
+
+def _row_digests(ids: npt.NDArray[np.integer[Any]]) -> list[bytes]:
+    """Hash each row where it lies; SHA-256 is nine tenths of the time."""
+    _expect_32_bits(ids)
+    rows = np.ascontiguousarray(ids, dtype="<u4")
+    size = rows.shape[1] * rows.itemsize
+    data = rows.reshape(-1).data.cast("B")
+    starts = range(0, len(rows) * size, size) if size else [0] * len(rows)
+    return [hashlib.sha256(data[start : start + size]).digest() for start in starts]
 
 
 def leaf(step: int, digests: Sequence[bytes]) -> bytes:

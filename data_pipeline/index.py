@@ -10,64 +10,34 @@ Specification: ``docs/spec/index.md``.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 
-from data_pipeline.canonical import canonical_json, sha256_file, sha256_hex
+from data_pipeline.canonical import canonical_json, sha256_hex
 from data_pipeline.errors import DatasetError
 from data_pipeline.index_schema import INDEX_SCHEMA, SCHEMA, SPLIT_RULE, SPLITS
+from data_pipeline.mixture import MixtureV1, Part, parse_decimal, share_tokens
+from data_pipeline.shard_checks import REBUILD, ShardFormat, expect, verify_removed, verify_shard
+from data_pipeline.shard_record import Shard, in_heldout, shard_file, token_dtype
 from data_pipeline.storage import Storage, open_storage
-from data_pipeline.tokenizer import EOD, Tokenizer
+from data_pipeline.tokenizer import Tokenizer
 
-POLICIES = {
-    "bos": "none",
-    "eod": "append",
-    "normalisation": "none",
-    "special_tokens_in_text": "ordinary",
-}
-_REBUILD = "restore the file from a copy, or delete the dataset and build it again"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard: ``file`` is relative to the dataset; ends and sources lie beside it."""
-
-    file: str
-    tokens: int
-    documents: int
-    sha256: str
-    docs_sha256: str
-    sources_sha256: str
-
-    @property
-    def docs_file(self) -> str:
-        """Little-endian u64 [documents, 2]: its end in the shard's ids, its line's end in bytes."""
-        return self.file.removesuffix(".bin") + ".docs"
-
-    @property
-    def sources_file(self) -> str:
-        """One canonical JSON line per document: source, name, bytes, sha256."""
-        return self.file.removesuffix(".bin") + ".sources.jsonl"
-
-
-def shard_file(split: str, number: int) -> str:
-    """Name of a shard, relative to the dataset."""
-    return f"{split}/shard-{number:05d}.bin"
-
-
-def in_heldout(content_sha256: str, heldout_permille: int) -> bool:
-    """Say on which side a document falls, from its content alone: duplicates fall on one side."""
-    return int(content_sha256[:16], 16) % 1000 < heldout_permille
-
-
-def token_dtype(vocab_size: int) -> str:
-    """Name of the smallest type for the ids: uint16 up to 65,536 of them, else uint32."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+__all__ = [
+    "Shard",
+    "ShardIndex",
+    "build_index",
+    "in_heldout",
+    "shard_file",
+    "token_dtype",
+    "verify_dataset",
+]
 
 
 @dataclass(frozen=True)
@@ -96,6 +66,12 @@ class ShardIndex:
                 f"{where}: expected a dataset index, found no file; "
                 "build the dataset first (`tripod data build`)"
             ) from None
+        return cls.parse(storage, raw)
+
+    @classmethod
+    def parse(cls, storage: Storage, raw: bytes) -> "ShardIndex":
+        """Check the bytes of the ``index.json`` of a storage; errors as ``load``."""
+        where = storage.where("index.json")
         data = _parse(where, raw)
         return cls(storage, sha256_hex(raw), data, _shards(where, data))
 
@@ -121,6 +97,12 @@ class ShardIndex:
         return int(self.data["eod"])
 
     @property
+    def bos(self) -> int | None:
+        """Id that begins every document, or None."""
+        found = self.data["bos"]
+        return None if found is None else int(found)
+
+    @property
     def dtype(self) -> "np.dtype[Any]":
         """Little-endian type of the ids in the shards."""
         return np.dtype(str(self.data["dtype"])).newbyteorder("<")
@@ -141,11 +123,13 @@ class ShardIndex:
             data = self.storage.read("tokenizer.json")
         except FileNotFoundError:
             raise DatasetError(
-                f"{path}: expected sha256 {record['sha256']}, found no file; {_REBUILD}"
+                f"{path}: expected sha256 {record['sha256']}, found no file; {REBUILD}"
             ) from None
-        _expect(path, "sha256", record["sha256"], sha256_hex(data))
-        tokenizer = Tokenizer(data)
-        _expect(path, "vocabulary size", self.vocab_size, tokenizer.vocab_size)
+        expect(path, "sha256", record["sha256"], sha256_hex(data))
+        tokenizer = Tokenizer(data, self.eod, self.bos)
+        normalisation = self.data["policies"]["normalisation"]
+        expect(path, "normalisation", normalisation, tokenizer.normalisation)
+        expect(path, "vocabulary size", self.vocab_size, tokenizer.vocab_size)
         expected, found = record["conformance_sha256"], tokenizer.conformance_sha256()
         if found != expected:
             raise DatasetError(
@@ -154,12 +138,30 @@ class ShardIndex:
             )
         return tokenizer
 
+    def mixture(self, seq_len: int) -> MixtureV1 | None:
+        """Return the mixture of the training split at one sequence length; None without one.
+
+        Raises:
+            ValueError: As ``MixtureV1``.
+        """
+        if self.data["mixture"] is None:
+            return None
+        starts = [0, *accumulate(shard.tokens for shard in self.splits["train"])]
+        parts = []
+        for part in self.data["mixture"]["parts"]:
+            first, last = part["shards"]
+            offset, end = starts[first], starts[last + 1]
+            parts.append(Part(offset, end - offset, part["tokens"]))
+        return MixtureV1(parts, seq_len, self.digest)
+
 
 def build_index(
     tokenizer: Tokenizer,
     heldout_permille: int,
     splits: Mapping[str, Sequence[Shard]],
     sources: Sequence[Mapping[str, Any]],
+    steps: Sequence[Mapping[str, Any]] = (),
+    mixture: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the bytes of ``index.json``.
 
@@ -167,17 +169,27 @@ def build_index(
         tokenizer: The tokenizer of the shards.
         heldout_permille: Held-out documents per thousand.
         splits: Shards of ``train`` and ``heldout``, in stream order.
-        sources: ``Source.record()``.
+        sources: ``Source.record()`` of every source.
+        steps: Records of what was left out, in the order the steps were taken.
+        mixture: ``{"rule", "parts": [{"name", "weight", "tokens", "shards": [first, last]}]}``.
     """
     return canonical_json(
         {
             "schema": SCHEMA,
             "dtype": token_dtype(tokenizer.vocab_size),
-            "eod": EOD,
-            "policies": POLICIES,
+            "bos": tokenizer.bos,
+            "eod": tokenizer.eod,
+            "mixture": mixture,
+            "policies": {
+                "bos": "none" if tokenizer.bos is None else "document",
+                "eod": "append",
+                "normalisation": tokenizer.normalisation,
+                "special_tokens_in_text": "ordinary",
+            },
             "sources": list(sources),
             "split": {"rule": SPLIT_RULE, "heldout_permille": heldout_permille},
             "splits": {name: {"shards": [vars(s) for s in splits[name]]} for name in SPLITS},
+            "steps": list(steps),
             "tokenizer": {
                 "sha256": sha256_hex(tokenizer.data),
                 "conformance_sha256": tokenizer.conformance_sha256(),
@@ -188,7 +200,10 @@ def build_index(
 
 
 def verify_dataset(
-    dataset_dir: str | Path, expected_digest: str | None = None, text: bool = False
+    dataset_dir: str | Path,
+    expected_digest: str | None = None,
+    text: bool = False,
+    counts: Counter[str] | None = None,
 ) -> ShardIndex:
     """Recompute every digest, size and offset of a dataset.
 
@@ -196,7 +211,10 @@ def verify_dataset(
         dataset_dir: The dataset.
         expected_digest: Index digest that it must have, for example the one stated by a suite.
         text: Also decode every document and compare it with the SHA-256 of its source text, which
-            proves that tokens and text are the same thing (about 10 M tokens/s).
+            proves that tokens and text are the same thing. Documents that a tokenizer with a
+            normaliser changed are compared with the SHA-256 of what it made of them, and counted.
+        counts: Filled with ``documents`` and, for ``text``, ``text_equal`` and
+            ``text_changed_by_tokenizer``.
 
     Returns:
         The index.
@@ -213,9 +231,16 @@ def verify_dataset(
             "directory, or state the new digest if the change is meant"
         )
     tokenizer = index.tokenizer()
+    permille = index.data["split"]["heldout_permille"]
+    form = ShardFormat(
+        index.root, index.dtype, index.vocab_size, index.eod, index.bos, int(permille)
+    )
+    counted = Counter[str]() if counts is None else counts
     for split, shards in index.splits.items():
         for shard in shards:
-            _verify_shard(index, split, shard, tokenizer if text else None)
+            verify_shard(form, split, shard, tokenizer if text else None, counted)
+    for step in index.data["steps"]:
+        verify_removed(index.root, step["removed"])
     return index
 
 
@@ -224,23 +249,47 @@ def _parse(path: str, raw: bytes) -> dict[str, Any]:
         data = json.loads(raw)
         canonical = canonical_json(data)
     except (ValueError, TypeError) as error:
-        raise DatasetError(f"{path}: expected canonical JSON, found {error}; {_REBUILD}") from error
+        raise DatasetError(f"{path}: expected canonical JSON, found {error}; {REBUILD}") from error
     if canonical != raw:
         raise DatasetError(
             f"{path}: expected canonical JSON (sorted unique keys, no spaces), found another "
-            f"encoding of {len(raw)} bytes; {_REBUILD}"
+            f"encoding of {len(raw)} bytes; {REBUILD}"
         )
     problem = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(INDEX_SCHEMA).iter_errors(data)
     )
     if problem is not None:
-        raise DatasetError(f"{path}: at {problem.json_path}: {problem.message}; {_REBUILD}")
+        raise DatasetError(f"{path}: at {problem.json_path}: {problem.message}; {REBUILD}")
     if data["dtype"] != token_dtype(data["vocab_size"]):
         raise DatasetError(
             f"{path}: expected dtype {token_dtype(data['vocab_size'])} for {data['vocab_size']} "
-            f"ids, found {data['dtype']}; {_REBUILD}"
+            f"ids, found {data['dtype']}; {REBUILD}"
         )
+    bos = data["bos"]
+    expect(path, "eod below vocab_size", True, data["eod"] < data["vocab_size"])
+    expect(path, "bos policy", "none" if bos is None else "document", data["policies"]["bos"])
+    expect(path, "bos another id below vocab_size", True, bos is None or _is_bos(data))
     return dict(data)
+
+
+def _is_bos(data: Mapping[str, Any]) -> bool:
+    return bool(data["bos"] < data["vocab_size"] and data["bos"] != data["eod"])
+
+
+def _expect_mixture(path: str, data: Mapping[str, Any], train: Sequence[Shard]) -> None:
+    """Refuse parts that are not, one after the other, the training split, or other shares."""
+    if data["mixture"] is None:
+        return
+    parts = data["mixture"]["parts"]
+    borders = [part["shards"] for part in parts]
+    firsts = [0, *(last + 1 for _, last in borders[:-1])]
+    expect(path, "first shards of the mixture", firsts, [first for first, _ in borders])
+    whole = all(first <= last for first, last in borders) and borders[-1][1] == len(train) - 1
+    expect(path, "mixture of all training shards", True, whole)
+    weights = [parse_decimal(f"{path}: mixture", part["weight"]) for part in parts]
+    expect(path, "positive weights", True, min(weights) > 0)
+    tokens = [part["tokens"] for part in parts]
+    expect(path, "tokens by largest remainder", share_tokens(weights, sum(tokens)), tokens)
 
 
 def _shards(path: str, data: Mapping[str, Any]) -> dict[str, tuple[Shard, ...]]:
@@ -255,62 +304,5 @@ def _shards(path: str, data: Mapping[str, Any]) -> dict[str, tuple[Shard, ...]]:
                     f"{path}: expected file {shard_file(split, number)!r}, found {shard.file!r}; "
                     "the index was not written by this project: do not use it"
                 )
+    _expect_mixture(path, data, splits["train"])
     return splits
-
-
-def _verify_shard(index: ShardIndex, split: str, shard: Shard, tokenizer: Tokenizer | None) -> None:
-    path, docs = index.root / shard.file, index.root / shard.docs_file
-    sources = index.root / shard.sources_file
-    _expect_size(path, shard.tokens * index.dtype.itemsize)
-    _expect_size(docs, shard.documents * 16)
-    _expect_sha256(path, shard.sha256)
-    _expect_sha256(docs, shard.docs_sha256)
-    _expect_sha256(sources, shard.sources_sha256)
-    ids, rows = np.memmap(path, index.dtype, mode="r"), np.fromfile(docs, "<u8").reshape(-1, 2)
-    ends, line_ends = rows[:, 0], rows[:, 1]
-    increasing = bool(np.all(np.diff(ends.astype(np.int64), prepend=0) > 0))
-    _expect(docs, "strictly increasing ends", True, increasing)
-    _expect(docs, "last end", shard.tokens, int(ends[-1]))
-    _expect(path, f"largest id below {index.vocab_size}", True, int(ids.max()) < index.vocab_size)
-    closed = bool(np.array_equal(np.flatnonzero(ids == index.eod) + 1, ends))
-    _expect(path, f"id {index.eod} at the end of every document and nowhere else", True, closed)
-    lines = sources.read_bytes().split(b"\n")
-    _expect(sources, "number of lines", shard.documents, len(lines) - 1)
-    found = np.cumsum([len(line) + 1 for line in lines[:-1]])
-    _expect(docs, "ends of the lines", True, bool(np.array_equal(found, line_ends)))
-    starts = [0, *ends.tolist()]
-    for number, line in enumerate(lines[:-1]):
-        record = _source_line(index, split, sources, number, line)
-        if tokenizer is not None:
-            data = tokenizer.decode_bytes(ids[starts[number] : starts[number + 1] - 1])
-            place = f"sha256 of the text of document {number} ({record['name']})"
-            _expect(path, place, record["sha256"], sha256_hex(data))
-
-
-def _source_line(
-    index: ShardIndex, split: str, path: Path, number: int, line: bytes
-) -> dict[str, Any]:
-    record = json.loads(line)
-    place = f"line {number + 1}"
-    _expect(path, f"{place}, keys", ["bytes", "name", "sha256", "source"], sorted(record))
-    _expect(path, f"{place}, canonical JSON", canonical_json(record), line)
-    heldout = in_heldout(record["sha256"], index.data["split"]["heldout_permille"])
-    _expect(path, f"{place}, split by content", "heldout" if heldout else "train", split)
-    return dict(record)
-
-
-def _expect(path: Path | str, what: str, expected: object, found: object) -> None:
-    if found != expected:
-        raise DatasetError(f"{path}: {what}: expected {expected!r}, found {found!r}; {_REBUILD}")
-
-
-def _expect_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise DatasetError(f"{path}: expected {expected} bytes, found no file; {_REBUILD}")
-    _expect(path, "size in bytes", expected, path.stat().st_size)
-
-
-def _expect_sha256(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise DatasetError(f"{path}: expected sha256 {expected}, found no file; {_REBUILD}")
-    _expect(path, "sha256", expected, sha256_file(path))

@@ -5,6 +5,7 @@ from typing import Any
 SCHEMA = "index-v1"
 SPLITS = ("train", "heldout")
 SPLIT_RULE = "content-sha256-mod-1000"
+STEPS = ("decontaminate", "exact", "near")
 
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -23,7 +24,7 @@ def _record(properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[
 
 _SHARD = _record(
     {
-        "file": {"type": "string", "pattern": r"^(train|heldout)/shard-[0-9]{5}\.bin$"},
+        "file": {"type": "string", "pattern": r"^(train|heldout)/shard-[0-9]{5,9}\.bin$"},
         "tokens": _POSITIVE,
         "documents": _POSITIVE,
         "sha256": _SHA256,
@@ -32,19 +33,37 @@ _SHARD = _record(
     }
 )
 _SPLIT = _record({"shards": {"type": "array", "items": _SHARD}})
-_SOURCE = _record(
-    {
-        "kind": {"enum": ["python_package", "text_tree"]},
-        "name": _TEXT,
-        "version": _TEXT,
-        "files": _POSITIVE,
-        "files_sha256": _SHA256,
-        "documents": _COUNT,
-        "bytes": _COUNT,
-        "skipped_empty": _COUNT,
-        "skipped_not_utf8": _COUNT,
+# What a source says of itself is its own; `kind` and `name` always stand there.
+_SOURCE = {
+    "type": "object",
+    "properties": {"kind": _TEXT, "name": _TEXT},
+    "required": ["kind", "name"],
+}
+_STEP = {
+    "type": "object",
+    "properties": {
+        "step": {"enum": list(STEPS)},
+        "removed": _record(
+            {
+                "documents": _COUNT,
+                "bytes": _COUNT,
+                "file": {"type": "string", "pattern": r"^removed/[a-z]+\.jsonl$"},
+                "sha256": _SHA256,
+            }
+        ),
     },
-    optional=("version",),
+    "required": ["step", "removed"],
+}
+_PART = _record(
+    {
+        "name": _TEXT,
+        "weight": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
+        "tokens": _COUNT,
+        "shards": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
+    }
+)
+_MIXTURE = _record(
+    {"rule": {"const": "mixture-v1"}, "parts": {"type": "array", "items": _PART, "minItems": 1}}
 )
 
 INDEX_SCHEMA: dict[str, Any] = {
@@ -54,12 +73,14 @@ INDEX_SCHEMA: dict[str, Any] = {
         {
             "schema": {"const": SCHEMA},
             "dtype": {"enum": ["uint16", "uint32"]},
-            "eod": {"const": 0},
+            "bos": {"anyOf": [{"type": "null"}, _COUNT]},
+            "eod": _COUNT,
+            "mixture": {"anyOf": [{"type": "null"}, _MIXTURE]},
             "policies": _record(
                 {
-                    "bos": {"const": "none"},
+                    "bos": {"enum": ["none", "document"]},
                     "eod": {"const": "append"},
-                    "normalisation": {"const": "none"},
+                    "normalisation": _TEXT,
                     "special_tokens_in_text": {"const": "ordinary"},
                 }
             ),
@@ -71,8 +92,9 @@ INDEX_SCHEMA: dict[str, Any] = {
                 }
             ),
             "splits": _record(dict.fromkeys(SPLITS, _SPLIT)),
+            "steps": {"type": "array", "items": _STEP},
             "tokenizer": _record({"sha256": _SHA256, "conformance_sha256": _SHA256}),
-            "vocab_size": {"type": "integer", "minimum": 257, "maximum": 1 << 31},
+            "vocab_size": {"type": "integer", "minimum": 2, "maximum": 1 << 31},
         }
     ),
 }

@@ -19,6 +19,7 @@ from data_pipeline.permutation import Permutation
 
 NAME = "order-v1"
 _DOMAIN = b"order/seed/v1\0"
+_BLOCK = 1024  # positions computed together: small steps share them, a step of 1,024 is one of them
 
 
 def order_seed(index_digest: str, seed: int) -> bytes:
@@ -56,6 +57,7 @@ class OrderV1:
         self.num_sequences = num_sequences
         self._seed = order_seed(index_digest, seed)
         self._permutation = lru_cache(maxsize=8)(self._make_permutation)
+        self._block = lru_cache(maxsize=16)(self._make_block)
 
     def _make_permutation(self, epoch: int) -> Permutation:
         return Permutation(self.num_sequences, self._seed, epoch)
@@ -68,6 +70,18 @@ class OrderV1:
         """
         if first < 0 or count < 0:
             raise ValueError(f"expected first >= 0 and count >= 0, found {first} and {count}")
+        if count > _BLOCK or self.num_sequences < _BLOCK:
+            return self._compute(first, count)
+        number, place = divmod(first, _BLOCK)
+        found = self._block(number)[place : place + count]
+        if len(found) < count:
+            found = np.concatenate([found, self._block(number + 1)[: count - len(found)]])
+        return found.copy()
+
+    def _make_block(self, number: int) -> npt.NDArray[np.int64]:
+        return self._compute(number * _BLOCK, _BLOCK)
+
+    def _compute(self, first: int, count: int) -> npt.NDArray[np.int64]:
         parts = []
         while count:
             epoch, place = divmod(first, self.num_sequences)

@@ -57,7 +57,7 @@ class Stream(Protocol):
         ...
 
     def pieces(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield (offset, ids) of every shard in stream order, mapped where the files are local."""
+        """Yield (offset, ids) in stream order: whole shards, mapped; parts of them behind a URL."""
         ...
 
     def document_at(self, offset: int) -> DocumentRef:

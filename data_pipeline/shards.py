@@ -1,4 +1,4 @@
-"""Shards as one stream of token ids: written once, then read by memory map.
+"""Shards as one stream of token ids, read by memory map (``shard_writer.py`` writes them).
 
 A split is the concatenation of its shards. Documents lie in source order, each closed by the
 end-of-document id, and are packed without padding: sequence i covers ids [i·S, i·S + S] of the
@@ -11,7 +11,7 @@ error and never a crash. Does not check contents: that is ``index.verify_dataset
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,97 +19,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.canonical import canonical_json, sha256_hex
-from data_pipeline.durable import write_bytes
 from data_pipeline.errors import DatasetError
-from data_pipeline.index import Shard, ShardIndex, shard_file, token_dtype
+from data_pipeline.gather import gather_rows, will_need
+from data_pipeline.index import ShardIndex
 from data_pipeline.protocols import DocumentRef, Ids
 from data_pipeline.storage import Array
-from data_pipeline.tokenizer import EOD
 
+REMOTE_BLOCK = 1 << 22  # bytes
 _DOCS_ROW = 16  # bytes of a row of `.docs`: two u64
-
-
-class ShardWriter:
-    """Writes one split. A shard is closed before the document that would make it too long."""
-
-    def __init__(self, root: Path, split: str, vocab_size: int, shard_tokens: int) -> None:
-        """Prepare to write below ``root / split``; memory use is one shard of ids."""
-        self._root, self._split, self._limit = root, split, shard_tokens
-        self._dtype = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
-        self._shards: list[Shard] = []
-        self._clear()
-        (root / split).mkdir()
-
-    def _clear(self) -> None:
-        self._ids: list[npt.NDArray[Any]] = []
-        self._ends: list[int] = []
-        self._line_ends: list[int] = []
-        self._lines: list[bytes] = []
-
-    def add(self, ids: npt.NDArray[np.unsignedinteger[Any]], source: dict[str, Any]) -> None:
-        """Append a document.
-
-        Args:
-            ids: Its ids, without the end-of-document mark, which is added here.
-            source: ``source``, ``name``, ``bytes`` and ``sha256`` of its text; where there is more
-                to say ``record``, ``id`` and ``meta``.
-        """
-        size = len(ids) + 1
-        tokens = self._ends[-1] if self._ends else 0
-        if self._ends and tokens + size > self._limit:
-            self._flush()
-            tokens = 0
-        self._ids.append(np.append(ids, EOD).astype(self._dtype))
-        self._ends.append(tokens + size)
-        self._lines.append(canonical_json(source) + b"\n")
-        before = self._line_ends[-1] if self._line_ends else 0
-        self._line_ends.append(before + len(self._lines[-1]))
-
-    def close(self) -> tuple[Shard, ...]:
-        """Write what is left and return the shards in stream order."""
-        if self._ends:
-            self._flush()
-        return tuple(self._shards)
-
-    def _flush(self) -> None:
-        data = np.concatenate(self._ids).tobytes()
-        docs = np.array([self._ends, self._line_ends], dtype="<u8").T.tobytes()
-        sources = b"".join(self._lines)
-        shard = Shard(
-            file=shard_file(self._split, len(self._shards)),
-            tokens=self._ends[-1],
-            documents=len(self._ends),
-            sha256=sha256_hex(data),
-            docs_sha256=sha256_hex(docs),
-            sources_sha256=sha256_hex(sources),
-        )
-        write_bytes(self._root / shard.file, data)
-        write_bytes(self._root / shard.docs_file, docs)
-        write_bytes(self._root / shard.sources_file, sources)
-        self._shards.append(shard)
-        self._clear()
 
 
 class TokenStream:
     """The ids of one split, as if they lay in one file."""
 
-    def __init__(self, place: str | Path, split: str = "train") -> None:
+    def __init__(
+        self, place: str | Path, split: str = "train", index: ShardIndex | None = None
+    ) -> None:
         """Check the sizes of the files; each is mapped when it is first read.
 
         Args:
             place: The directory of a dataset, or its URL (sizes are then checked at first use).
             split: ``train`` or ``heldout``.
+            index: The index of the dataset, where it is read already.
 
         Raises:
             DatasetError: An unknown split, or a file that is missing or has another size.
         """
-        self.index = ShardIndex.load(place)
+        self.index = index or ShardIndex.load(place)
         if split not in self.index.splits:
             raise DatasetError(f"split: expected one of {sorted(self.index.splits)}, found {split}")
         self.split = split
         self._records = self.index.splits[split]
         self._starts = _starts(shard.tokens for shard in self._records)
+        self._edges = np.array(self._starts, dtype=np.int64)
         self._first_document = _starts(shard.documents for shard in self._records)
         self.num_tokens = self._starts[-1]
         self.num_documents = self._first_document[-1]
@@ -136,9 +78,17 @@ class TokenStream:
         return ends
 
     def pieces(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield (offset, ids) of every shard in stream order; ids in the type of the shards."""
+        """Yield (offset, ids) in stream order, ids in the type of the shards.
+
+        A piece is a shard, mapped; behind a URL at most ``REMOTE_BLOCK`` bytes of one, fetched when
+        its turn comes, so memory does not grow with the shards.
+        """
+        block = REMOTE_BLOCK // self.index.dtype.itemsize
         for number, start in enumerate(self._starts[:-1]):
-            yield start, self._ids(number)[:]
+            ids = self._ids(number)
+            size = max(1, len(ids) if self.index.storage.is_local else block)
+            for first in range(0, len(ids), size):
+                yield start + first, ids[first : first + size]
 
     def num_sequences(self, seq_len: int) -> int:
         """Number of whole sequences of S inputs and S targets; the rest of the stream is unused."""
@@ -189,11 +139,12 @@ class TokenStream:
 
     def windows(self, offsets: npt.ArrayLike, width: int) -> Ids:
         """Return the ``width`` ids from each of n offsets of the stream: int64 [n, width]."""
-        offsets = np.asarray(offsets, dtype=np.int64)
-        out = np.empty((offsets.size, width), dtype=np.int64)
-        for row, offset in enumerate(offsets.tolist()):
-            out[row] = self.read(offset, width)
-        return out
+        return gather_rows(self._ids, self._edges, offsets, width)
+
+    def will_need(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Start to read the files of these spans [start, end), without waiting for them."""
+        offsets = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        will_need(self._ids, self._edges, offsets[:, 0], offsets[:, 1] - offsets[:, 0])
 
     def document_at(self, offset: int) -> DocumentRef:
         """Return the document that holds the id at ``offset`` (a mark belongs to what it closes).

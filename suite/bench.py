@@ -70,7 +70,8 @@ def _plain_step(config: RunConfig, rank: int, world: int) -> Callable[[np.ndarra
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from suite.engine import quanta_of, sequence_nll
+    from suite.engine import quanta_of
+    from suite.loss import sequence_nll
     from suite.models import build_model
 
     model = build_model(config.rung.model, config.rung.seeds.init)

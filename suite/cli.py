@@ -10,6 +10,9 @@ import json
 import sys
 from pathlib import Path
 
+from checkpoints_manifest import cli_audit, cli_hub
+from data_pipeline import cli_build, cli_index, cli_megatron, cli_overlays, cli_proofs, cli_views
+from suite import cli_data, cli_publish
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -57,27 +60,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*")
 
     sub = add(
-        "verify",
-        _verify,
-        "recompute and compare; names the first divergence",
-        "verify order runs/nano",
+        "verify all", _verify, "order, checkpoints and labels, recomputed", "verify all runs/nano"
     )
-    sub.add_argument("kind", choices=["order", "checkpoints", "labels", "all"])
-    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
-    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    _add_verify_arguments(sub)
+    for kind, text in (
+        ("checkpoints", "recompute every file digest, tensor root, ledger link and chain"),
+        ("labels", "checkpoint N's loss on the next batch is what the trainer logged"),
+    ):
+        sub = add(f"verify {kind}", _verify, text, f"verify {kind} runs/nano")
+        _add_verify_arguments(sub)
+        if kind == "checkpoints":
+            cli_audit.add_level_flag(sub)
+    cli_proofs.add_commands(add)
+    cli_overlays.add_commands(add)
 
-    sub = add("data", _data, "build or verify a dataset directory", "data verify runs/nano/data")
-    sub.add_argument("action", choices=["build", "verify"])
-    sub.add_argument("target", help="build: a suite name; verify: a dataset directory")
-    sub.add_argument("--root", type=Path, default=Path("runs"))
-    sub.add_argument("--expect", help="index digest to expect")
+    cli_data.add_commands(add)
+    cli_build.add_commands(add)
+    cli_megatron.add_commands(add)
 
-    sub = add("batch", _batch, "show what a step reads", "batch runs/nano/nano-1m --step 7")
-    sub.add_argument("run_dir", type=Path)
-    sub.add_argument(
-        "--step", type=int, required=True, help="0-based step: update step+1 consumes it"
-    )
-    sub.add_argument("--json", action="store_true")
+    cli_views.add_commands(add)
+    cli_index.add_commands(add)
 
     sub = add("status", _status, "rungs of a suite: step, loss, checkpoints", "status runs/nano")
     sub.add_argument("path", type=Path)
@@ -117,10 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, required=True)
     sub.add_argument("--ranks", type=int, default=1, help="ranks that compute; changes no bit")
 
-    sub = add(
-        "publish", _publish, "write every checkpoint to the suite's local Hub", "publish runs/nano"
-    )
-    sub.add_argument("path", type=Path)
+    cli_publish.add_commands(add)
+    cli_hub.add_commands(add)
+    cli_audit.add_commands(add)
 
     sub = add(
         "report",
@@ -135,6 +136,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--rung", default="nano-1m")
     sub.add_argument("--rounds", type=int, default=5)
     return parser
+
+
+def _add_verify_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
+    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -193,10 +199,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     from suite.verify import KINDS, run_dirs_of, verify_all, verify_kind
 
     run_dirs = [run for path in arguments.paths for run in run_dirs_of(path)]
-    kinds = KINDS if arguments.kind == "all" else (arguments.kind,)
+    kind = arguments.subcommand
+    kinds = KINDS if kind == "all" else (kind,)
+    level = getattr(arguments, "level", "chain")
     if not arguments.json:
-        return 0 if all(v.ok for v in verify_all(run_dirs, kinds)) else 1
-    verdicts = [verify_kind(kind, run_dirs) for kind in kinds]
+        return 0 if all(v.ok for v in verify_all(run_dirs, kinds, level)) else 1
+    verdicts = [verify_kind(kind, run_dirs, level) for kind in kinds]
     print(
         json.dumps(
             [
@@ -206,37 +214,6 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     )
     return 0 if all(v.ok for v in verdicts) else 1
-
-
-def _data(arguments: argparse.Namespace) -> int:
-    from data_pipeline.index import ShardIndex, verify_dataset
-
-    if arguments.action == "verify":
-        directory = Path(arguments.target)
-        verify_dataset(directory, arguments.expect)
-        print(f"ok  {directory}: index {ShardIndex.load(directory).digest}")
-        return 0
-    from suite.data import ensure_dataset
-    from suite.sweep import compose_suite
-
-    plan = compose_suite(arguments.target, arguments.root)
-    config = ensure_dataset(next(iter(plan.rungs.values())), arguments.root.resolve())
-    print(f"index {config.data.index_digest}")
-    return 0
-
-
-def _batch(arguments: argparse.Namespace) -> int:
-    from data_pipeline.reading import Reading
-
-    reader = Reading.of_run(arguments.run_dir).reader()
-    rows = reader.describe(arguments.step)
-    if arguments.json:
-        print(json.dumps(rows))
-        return 0
-    for row in rows:
-        names = ", ".join(f"{d['source']}:{d['name']}" for d in row["documents"])
-        print(f"row {row['row']:>4}  sequence {row['sequence']:>9}  {names}")
-    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -287,18 +264,6 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
 
     directory, new = checkpoint_at(arguments.run_dir, arguments.step, arguments.ranks)
     print(f"step {arguments.step}: {directory}" + (" (recomputed)" if new else ""))
-    return 0
-
-
-def _publish(arguments: argparse.Namespace) -> int:
-    from checkpoints_manifest.hub import LocalHub
-    from suite.publish import publish_run
-    from suite.verify import run_dirs_of
-    from suite.verify_order import load_config
-
-    for run_dir in run_dirs_of(arguments.path):
-        new, total = publish_run(load_config(run_dir), run_dir, LocalHub(run_dir.parent / "hub"))
-        print(f"{run_dir.name}: {total} revisions, {new} new")
     return 0
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("gpt_neox",)
-INITIALISATIONS = ("small-wang-v1",)
-ORDERS = ("order-v1",)
+from data_pipeline.canonical import is_sha256_hex
+from data_pipeline.orders import ORDERS
+from suite.families import FAMILIES, problems
+
 SCHEDULES = ("cosine-v1",)
 # "bf16" is autocast over fp32 weights; "bf16-params" computes on a bf16 copy of fp32 weights.
 PRECISIONS = ("fp32", "bf16", "bf16-params")
@@ -28,6 +29,7 @@ PROFILES = ("portable-x86", "native")
 MODES = ("exact",)
 ENGINES = ("reference", "deepspeed")
 ZERO_STAGES = (0, 1, 2, 3)
+ACTIVATION_CHECKPOINTING = ("none", "blocks")
 
 
 class ConfigError(ValueError):
@@ -67,22 +69,25 @@ class Seeds:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A stock `transformers` architecture and our named initialisation."""
+    """A stock `transformers` architecture and our named initialisation.
+
+    `hf` are keyword arguments of the family's configuration class. `vocab_padding_multiple` rounds
+    the rows of the embeddings up in memory; checkpoints keep `hf.vocab_size` rows.
+    """
 
     family: str
     initialisation: str
     hf: Mapping[str, Any]
+    vocab_padding_multiple: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("rung.model.family", self.family, FAMILIES)
-        _one_of("rung.model.initialisation", self.initialisation, INITIALISATIONS)
-        for key in ("attention_dropout", "hidden_dropout"):
-            if self.hf.get(key, 0.0):
-                raise ConfigError(
-                    f"rung.model.hf.{key}={self.hf[key]!r}: dropout keyed by sequence is not "
-                    f"built yet, and the "
-                    "device's own generator would break exactness; set it to 0.0"
-                )
+        _one_of("rung.model.family", self.family, tuple(FAMILIES))
+        family = FAMILIES[self.family]
+        _one_of("rung.model.initialisation", self.initialisation, family.initialisations)
+        _at_least("rung.model.vocab_padding_multiple", self.vocab_padding_multiple, 1)
+        found = problems(family, self.hf)
+        if found:
+            raise ConfigError("\n".join(f"rung.model.hf.{line}" for line in found))
 
 
 @dataclass(frozen=True)
@@ -99,25 +104,27 @@ class RungConfig:
 class DataConfig:
     """What is read and in which order.
 
-    `build` is the recipe of `data_pipeline.build.build_dataset`.
+    `build` is the recipe of `suite.data.build`; it is no part of a run's identity, because
+    `index_digest` stands for what it made.
     """
 
     dir: str
-    build: Mapping[str, Any]
     index_digest: str | None
     order: str
     seed: int
     seq_len: int
     batch_size: int
     overlay: str | None
+    build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("data.order", self.order, ORDERS)
         _at_least("data.seq_len", self.seq_len, 2)
         _at_least("data.batch_size", self.batch_size, 1)
-        if self.overlay is not None:
+        if self.overlay is not None and not is_sha256_hex(self.overlay):
             raise ConfigError(
-                f"data.overlay={self.overlay!r}: overlays are not built yet; set it to null"
+                f"data.overlay={self.overlay!r}: expected null, or the digest of an overlay that "
+                "lies in the suite directory as overlays/<digest>.json (`tripod overlay write`)"
             )
 
 
@@ -147,13 +154,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class NumericsConfig:
-    """Everything that changes bits: part of the recipe, whatever the hardware."""
+    """Everything that changes bits: part of the recipe, whatever the hardware.
+
+    `activation_checkpointing` alone changes none: "blocks" trades a second forward for memory.
+    `loss_chunk` is the number of tokens whose logits exist at a time; null: the whole quantum.
+    """
 
     quantum: int
     precision: str
     reduction: str
     mode: str
     profile: str
+    activation_checkpointing: str = "none"
+    loss_chunk: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("numerics.precision", self.precision, PRECISIONS)
@@ -161,6 +174,13 @@ class NumericsConfig:
         _one_of("numerics.mode", self.mode, MODES)
         _one_of("numerics.profile", self.profile, PROFILES)
         _at_least("numerics.quantum", self.quantum, 1)
+        _one_of(
+            "numerics.activation_checkpointing",
+            self.activation_checkpointing,
+            ACTIVATION_CHECKPOINTING,
+        )
+        if self.loss_chunk is not None:
+            _at_least("numerics.loss_chunk", self.loss_chunk, 1)
 
 
 @dataclass(frozen=True)
@@ -224,16 +244,21 @@ class RunConfig:
                 f"data.batch_size={self.data.batch_size} is not a multiple of numerics.quantum="
                 f"{self.numerics.quantum}; every quantum must have the same shape"
             )
+        if self.rung.model.family == "mamba" and self.numerics.precision == "bf16-params":
+            raise ConfigError(
+                "numerics.precision='bf16-params': the reference kernels of mamba in transformers "
+                "mix fp32 states with the weights; use bf16 (autocast) or fp32"
+            )
         if self.suite.ladder and self.rung.name not in self.suite.ladder:
             raise ConfigError(
                 f"rung={self.rung.name!r} is not in suite {self.suite.name!r}; its rungs: "
                 f"{', '.join(self.suite.ladder)}"
             )
-        context = self.rung.model.hf.get("max_position_embeddings")
+        key = FAMILIES[self.rung.model.family].context
+        context = self.rung.model.hf.get(key) if key else None
         if context is not None and context < self.data.seq_len:
             raise ConfigError(
-                f"rung.model.hf.max_position_embeddings={context} is shorter than "
-                f"data.seq_len={self.data.seq_len}"
+                f"rung.model.hf.{key}={context} is shorter than data.seq_len={self.data.seq_len}"
             )
 
     @property
@@ -262,12 +287,13 @@ class RunConfig:
     def to_record(self) -> dict[str, Any]:
         """The run's identity as plain mappings and lists.
 
-        The ladder is not part of it, so a suite can grow. Nor is the reference engine: records
-        written before there was another stay what they were.
+        The ladder is not part of it, so a suite can grow; nor is the recipe of the dataset, whose
+        digest stands for it; nor is the reference engine. Optional keys at their default are left
+        out, so a run keeps its bytes when the configuration learns a new key.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        for key in ("ladder", "axes"):
-            del record["suite"][key]
+        for group, key in (("suite", "ladder"), ("suite", "axes"), ("data", "build")):
+            record[group].pop(key, None)
         if self.engine.name == "reference":
             del record["engine"]
         return record
@@ -283,7 +309,8 @@ class RunConfig:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        items = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
+        return {name: _plain(item) for name, (item, default) in items.items() if item != default}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -9,9 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from suite.config import ConfigError, RunConfig
-from suite.engine_record import ELASTIC, promise_of
+from suite.engine_record import ELASTIC, FIXED_LAYOUT, promise_of
 
-FAMILIES = ("gpt_neox",)
+# Families that are tested, by what is promised, and with tensor parallelism.
+FAMILIES = {
+    ELASTIC: ("gpt_neox", "llama", "mixtral", "mamba"),
+    FIXED_LAYOUT: ("gpt_neox", "llama"),
+    "tensor": ("gpt_neox",),
+}
 PRECISIONS = ("fp32", "bf16-params")
 
 # Settings that may be passed through. At a fixed layout they are part of what the bits depend on,
@@ -52,11 +57,7 @@ def refusals(config: RunConfig) -> list[str]:
             found.append(f"engine.options.{key}: {REFUSED[key]}")
         elif key not in OPTIONS:
             found.append(f"engine.options.{key} is not known; allowed: {', '.join(OPTIONS)}")
-    if config.rung.model.family not in FAMILIES:
-        found.append(
-            f"rung.model.family={config.rung.model.family!r}: only {', '.join(FAMILIES)} is tested "
-            "with DeepSpeed; use engine.name=reference"
-        )
+    found += _model_refusals(config)
     if config.numerics.precision not in PRECISIONS:
         found.append(
             f"numerics.precision={config.numerics.precision!r}: DeepSpeed keeps bf16 weights "
@@ -66,6 +67,29 @@ def refusals(config: RunConfig) -> list[str]:
         found.append("engine.zero_stage=0: DeepSpeed has no fp32 master weights there; use 1")
     if engine.zero_stage == 0 and (engine.offload_optimizer or engine.tensor_parallel > 1):
         found.append("engine.zero_stage=0: offload and tensor parallelism need at least 1")
+    return found
+
+
+def _model_refusals(config: RunConfig) -> list[str]:
+    engine, model, found = config.engine, config.rung.model, []
+    layout = "tensor" if engine.tensor_parallel > 1 else promise_of(engine)
+    if model.family not in FAMILIES[layout]:
+        found.append(
+            f"rung.model.family={model.family!r}: with this layout of DeepSpeed only "
+            f"{', '.join(FAMILIES[layout])} is tested; use engine.name=reference"
+        )
+    if engine.tensor_parallel > 1:
+        found += [
+            f"rung.model.hf.{key}={model.hf[key]!r}: masks are keyed by element of whole "
+            "activations, of which tensor parallelism computes a part; set it to 0.0"
+            for key in ("hidden_dropout", "attention_dropout")
+            if model.hf.get(key)
+        ]
+        if model.vocab_padding_multiple > 1:
+            found.append(
+                f"rung.model.vocab_padding_multiple={model.vocab_padding_multiple}: not tested "
+                "with tensor parallelism; set it to 1"
+            )
     return found
 
 

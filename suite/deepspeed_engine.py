@@ -19,18 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._C._distributed_c10d import HashStore
 
-from checkpoints_manifest.names import canonical_parameters
+from checkpoints_manifest.names import canonical_parameters, stored_state
 from suite.comm import Group
-from suite.config import RunConfig
+from suite.config import NumericsConfig, RunConfig
 from suite.deepspeed_config import check_supported, deepspeed_config
 from suite.deepspeed_optimizer import KINDS, AdamWV1
 from suite.deepspeed_state import MASTER, CanonicalState, TensorSplit
-from suite.engine import QuantumEngine, quanta_of, sequence_nll
+from suite.engine import QuantumEngine, quanta_of
 from suite.engine_record import ELASTIC, EngineError, describe, promise_of
 from suite.layout import make_layout
-from suite.models import build_model
+from suite.loss import quantum_loss
+from suite.models import build_model, checkpoint_blocks
 from suite.quantise import NonFiniteGradientError, range_limit, verified_quantiser
 from suite.reduction import add_gradients, clip_gradient, mean_gradient
 
@@ -66,6 +68,19 @@ def import_deepspeed() -> ModuleType:
     return module
 
 
+class _WithLoss(nn.Module):
+    """The model and its loss as one module, because DeepSpeed looks at what the forward returns."""
+
+    def __init__(self, model: nn.Module, numerics: NumericsConfig) -> None:
+        super().__init__()
+        self.model, self._numerics = model, numerics
+        self.config = model.config  # tensor parallelism reads the widths here
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = quantum_loss(self.model, ids, self._numerics)
+        return loss.sequences, loss.objective
+
+
 class DeepSpeedEngine(QuantumEngine):
     """What both kinds share: building the engine, the canonical state. See `make`."""
 
@@ -80,20 +95,23 @@ class DeepSpeedEngine(QuantumEngine):
             os.environ.setdefault("LOCAL_RANK", "0")
             dist.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
         model = build_model(config.rung.model, config.rung.seeds.init)
+        if config.numerics.activation_checkpointing == "blocks":
+            checkpoint_blocks(model)
+        self.model = model
         self.layout = make_layout(model, group.world)
         weights = {name: p.detach().clone() for name, p in canonical_parameters(model).items()}
         self._optimizer: AdamWV1
         self.engine: Any = deepspeed.initialize(
-            model=model,
+            model=_WithLoss(model, config.numerics),
             optimizer=lambda _: self._make_optimizer(model),
             config=deepspeed_config(config, group.world),
             dist_init_required=False,
         )[0]
-        self._parameters = canonical_parameters(self.engine.module)
+        self._parameters = canonical_parameters(model)
         self._place(weights)
         # DeepSpeed took its masters from rounded weights; these are the ones of the record.
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
-        self.load_state(weights, {f"{kind}.{n}": t for kind in KINDS for n, t in zeros.items()})
+        self._state.write(MASTER, weights)
+        self._state.refresh()
 
     @staticmethod
     def make(config: RunConfig, group: Group) -> DeepSpeedEngine:
@@ -106,7 +124,7 @@ class DeepSpeedEngine(QuantumEngine):
         kind = ElasticDeepSpeed if promise_of(config.engine) == ELASTIC else FixedLayoutDeepSpeed
         return kind(config, group)
 
-    def _make_optimizer(self, model: torch.nn.Module) -> AdamWV1:
+    def _make_optimizer(self, model: nn.Module) -> AdamWV1:
         # Called by DeepSpeed after tensor parallelism has cut the parameters, before ZeRO does.
         parameters = canonical_parameters(model)
         self._local_shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -137,29 +155,46 @@ class DeepSpeedEngine(QuantumEngine):
         )
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Canonical fp32 weights and moments; all ranks call it, every rank gets it."""
+        """Fp32 weights and moments by stored name; all ranks call it, every rank gets it."""
         moments = {
-            f"{kind}.{name}": tensor
+            f"{kind}.{name}": tensor.contiguous()
             for kind in KINDS
-            for name, tensor in self._state.read(kind).items()
+            for name, tensor in stored_state(self.model, self._state.read(kind)).items()
         }
-        return self._state.read(MASTER), moments
+        weights = stored_state(self.model, self._state.read(MASTER))
+        return {name: tensor.contiguous() for name, tensor in weights.items()}, moments
 
     def load_state(
         self, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]
     ) -> None:
-        """Loads canonical weights and moments, from whatever engine or layout they came."""
-        self._state.write(MASTER, weights)
+        """Loads stored weights and moments, from whatever engine or layout they came."""
+        self._state.write(MASTER, self._canonical(weights))
         for kind in KINDS:
-            self._state.write(kind, {name: moments[f"{kind}.{name}"] for name in weights})
+            named = {name: moments[f"{kind}.{name}"] for name in weights}
+            self._state.write(kind, self._canonical(named))
         self._state.refresh()
+
+    def _canonical(self, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors by canonical name; the rows of vocabulary padding are zero."""
+        whole = {slot.name: torch.zeros(slot.shape) for slot in self.layout.slots}
+        for name, view in stored_state(self.model, whole).items():
+            view.copy_(stored[name])
+        return whole
 
     def close(self) -> None:
         """Lets go of hooks and buffers; the engine cannot be used afterwards."""
         self.engine.destroy()
 
-    def _losses(self, ids: torch.Tensor) -> torch.Tensor:
-        return sequence_nll(self.engine, ids, self.config.numerics.precision)
+    def _forward_backward(self, ids: torch.Tensor, position: int) -> torch.Tensor:
+        """One quantum's forward and backward through DeepSpeed; returns its row losses."""
+        seed = self.config.rung.seeds.dropout
+        with self.model.dropout_context.at(seed, position):  # type: ignore[operator, union-attr]
+            sequences, objective = self.engine(ids)
+            # A new tensor: given the very one that the engine returned, DeepSpeed 0.19 would
+            # divide by the number of quanta twice.
+            self.engine.backward(objective * 1.0)
+        losses: torch.Tensor = sequences.detach()
+        return losses
 
 
 class ElasticDeepSpeed(DeepSpeedEngine):
@@ -188,13 +223,12 @@ class ElasticDeepSpeed(DeepSpeedEngine):
         # No quantum is the last for DeepSpeed: it must reduce nothing before the integers are.
         self.engine.set_gradient_accumulation_boundary(False)
 
-    def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-        losses = self._losses(ids)
-        self.engine.backward(losses.mean())
+    def _backward(self, ids: torch.Tensor, position: int) -> tuple[torch.Tensor, int]:
+        losses = self._forward_backward(ids, position)
         bad = add_gradients(
             self._accumulator, self.layout, self._parameters, self._quantise, self._limit
         )
-        return losses.detach(), bad
+        return losses, bad
 
     @torch.no_grad()
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
@@ -252,14 +286,10 @@ class FixedLayoutDeepSpeed(DeepSpeedEngine):
         # Ranks that share one copy of the model read the same rows; one of them reports.
         return super()._merge(values if self._tensor_rank == 0 else torch.zeros_like(values))
 
-    def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def _backward(self, ids: torch.Tensor, position: int) -> tuple[torch.Tensor, int]:
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
-        losses = self._losses(ids)
-        # A new tensor: given the very one that the engine returned, DeepSpeed 0.19 would divide by
-        # the number of quanta twice.
-        self.engine.backward(losses.mean() * 1.0)
-        return losses.detach(), 0
+        return self._forward_backward(ids, position), 0
 
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
         self._optimizer.prepare(update, lr)

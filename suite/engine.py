@@ -7,23 +7,21 @@ assignment gives the same bits. Specification: docs/spec/exact-step.md.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from checkpoints_manifest.names import canonical_parameters
+from checkpoints_manifest.names import canonical_parameters, stored_state
 from data_pipeline.digests import sequence_digests
 from suite.adamw import Moments, adamw_v1
 from suite.comm import Group
 from suite.config import RunConfig
 from suite.engine_record import ELASTIC, describe
 from suite.layout import flatten_parameters, make_layout, point_parameters
-from suite.models import build_model
+from suite.loss import quantum_loss
+from suite.models import build_model, checkpoint_blocks
 from suite.quantise import NonFiniteGradientError, range_limit, verified_quantiser
 from suite.reduction import add_gradients, clip_gradient, mean_gradient
 
@@ -46,25 +44,6 @@ class StepResult:
     grad_norm: float
     clip_coef: float
     gradient: str
-
-
-def sequence_nll(model: nn.Module, ids_BT: torch.Tensor, precision: str) -> torch.Tensor:
-    """Mean negative log-likelihood of each sequence, fp32, shape [B].
-
-    Args:
-        model: a causal LM.
-        ids_BT: int64 [B, S+1]: S inputs, S targets, one id of overlap.
-        precision: "fp32", "bf16" for autocast over fp32 weights, or "bf16-params" for a model whose
-        parameters are bf16; logits and loss are fp32 in all of them.
-    """
-    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if precision == "bf16":
-        autocast = torch.autocast(ids_BT.device.type, dtype=torch.bfloat16)
-    with autocast:
-        logits = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
-    targets = ids_BT[:, 1:]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape).mean(dim=1)
 
 
 class QuantumEngine:
@@ -93,7 +72,7 @@ class QuantumEngine:
         for index in self._quanta():
             first = index * quantum
             ids = torch.from_numpy(read(first, first + quantum))
-            losses, bad = self._backward(ids)
+            losses, bad = self._backward(ids, (update - 1) * rows + first)
             slots[first : first + quantum] = losses.double()
             slots[rows] += bad
             fed = b"".join(sequence_digests(ids.numpy()))
@@ -124,8 +103,13 @@ class QuantumEngine:
         """Clears what the quanta of a step add to."""
         raise NotImplementedError
 
-    def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Adds one quantum's gradient; returns its row losses and the out-of-range count."""
+    def _backward(self, ids: torch.Tensor, position: int) -> tuple[torch.Tensor, int]:
+        """Adds one quantum's gradient; returns its row losses and the out-of-range count.
+
+        Args:
+            ids: int64 [q, S+1].
+            position: position in the run of its first row, t·B + row: the key of dropout.
+        """
         raise NotImplementedError
 
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
@@ -146,6 +130,8 @@ class ExactEngine(QuantumEngine):
         self.config, self.group = config, group
         self.description = describe(config.engine, group.world)
         self.model = build_model(config.rung.model, config.rung.seeds.init)
+        if config.numerics.activation_checkpointing == "blocks":
+            checkpoint_blocks(self.model)
         self.layout = make_layout(self.model, group.world)
         full = flatten_parameters(self.model, self.layout)
         self._parameters = canonical_parameters(self.model)
@@ -167,17 +153,24 @@ class ExactEngine(QuantumEngine):
     def _begin(self) -> None:
         self._accumulator.zero_()
 
-    def _backward(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def _forward_backward(self, ids: torch.Tensor, position: int) -> torch.Tensor:
+        """Leaves one quantum's gradient in the parameters; returns its row losses."""
+        seed = self.config.rung.seeds.dropout
+        with self.model.dropout_context.at(seed, position):  # type: ignore[operator, union-attr]
+            loss = quantum_loss(self.model, ids, self.config.numerics)
+            loss.objective.backward()  # type: ignore[no-untyped-call]
+        return loss.sequences.detach()
+
+    def _backward(self, ids: torch.Tensor, position: int) -> tuple[torch.Tensor, int]:
         """Adds one quantum's gradient to the accumulator.
 
         Returns its row losses and the out-of-range count.
         """
-        losses = sequence_nll(self.model, ids, self.config.numerics.precision)
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        losses = self._forward_backward(ids, position)
         bad = add_gradients(
             self._accumulator, self.layout, self._parameters, self._quantise, self._limit
         )
-        return losses.detach(), bad
+        return losses, bad
 
     @torch.no_grad()
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
@@ -193,18 +186,29 @@ class ExactEngine(QuantumEngine):
             self.flat.copy_(self.group.all_gather(self.weights.to(self.flat.dtype)))
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Canonical weights and moments by HF parameter name.
+        """Canonical weights and moments by stored name.
 
         All ranks call it, every rank gets it.
         """
         full = self.group.all_gather(self.weights) if self._is_copy else self.flat
-        weights = self.layout.views(full)
+        weights = self._stored(full)
         moments = {}
         for kind in ("exp_avg", "exp_avg_sq"):
             full = self.group.all_gather(getattr(self.moments, kind))
-            for name, view in self.layout.views(full).items():
+            for name, view in self._stored(full).items():
                 moments[f"{kind}.{name}"] = view
         return weights, moments
+
+    def _stored(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of a flat buffer by the names under which checkpoints store them."""
+        return stored_state(self.model, self.layout.views(flat))
+
+    def _flat_of(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A flat fp32 buffer of stored tensors; zero in every padding."""
+        flat = torch.zeros(self.layout.padded)
+        for name, view in self._stored(flat).items():
+            view.copy_(stored[name])
+        return flat
 
     @torch.no_grad()
     def load_state(
@@ -213,12 +217,12 @@ class ExactEngine(QuantumEngine):
         """Loads canonical weights and moments into this rank's layout."""
         low = self.group.rank * self.layout.shard
         mine = slice(low, low + self.layout.shard)
-        full = self.layout.flat_of(weights)
+        full = self._flat_of(weights)
         self.weights.copy_(full[mine])
         self.flat.copy_(full)
         for kind in ("exp_avg", "exp_avg_sq"):
             named = {name: moments[f"{kind}.{name}"] for name in weights}
-            getattr(self.moments, kind).copy_(self.layout.flat_of(named)[mine])
+            getattr(self.moments, kind).copy_(self._flat_of(named)[mine])
 
 
 def quanta_of(rank: int, world: int, num_quanta: int) -> range:

@@ -70,13 +70,6 @@ class Layout:
             for slot in self.slots
         }
 
-    def flat_of(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """A new flat fp32 buffer that holds the named tensors, zero in the padding."""
-        flat = torch.zeros(self.padded, dtype=torch.float32)
-        for name, view in self.views(flat).items():
-            view.copy_(tensors[name])
-        return flat
-
 
 def make_layout(model: nn.Module, world: int) -> Layout:
     """The layout of a model over `world` ranks; tied parameters appear once."""
@@ -97,7 +90,9 @@ def flatten_parameters(model: nn.Module, layout: Layout) -> torch.Tensor:
         The buffer, `layout.padded` elements, zero in the padding.
     """
     parameters = canonical_parameters(model)
-    flat = layout.flat_of(parameters)
+    flat = torch.zeros(layout.padded, dtype=torch.float32)
+    for name, view in layout.views(flat).items():
+        view.copy_(parameters[name])
     point_parameters(parameters, layout, flat)
     return flat
 

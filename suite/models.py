@@ -1,39 +1,73 @@
-"""Models: stock `transformers` causal LMs built from a config, with our own named initialisation.
+"""Models: stock `transformers` causal LMs built from a config, ready for the exact step.
 
-The initialisation draws each tensor from its own generator, keyed by (init seed, parameter name):
-it does not depend on layout, on the order of parameters or on the rest of the model. NumPy's
-`RandomState` is used because its stream is frozen by NumPy's compatibility policy (NEP 19);
-`torch.randn` gives other values on another instruction set.
+What is ours: the named initialisation (`suite.initialise`), dropout keyed by sequence
+(`suite.dropout`) and the zero rows of vocabulary padding. A checkpoint knows nothing of the last
+two: it loads into the stock class.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from checkpoints_manifest.names import canonical_parameters
 from suite.config import ModelConfig
+from suite.dropout import install_dropout
+from suite.families import FAMILIES, Family, hf_config
+from suite.initialise import initialise
+
+# Mamba's state matrices, which the reference code marks `_no_weight_decay`.
+_UNDECAYED = ("mixer.A_log", "mixer.D")
 
 
 def build_model(config: ModelConfig, init_seed: int) -> nn.Module:
     """A causal LM with fp32 weights under the config's named initialisation, in training mode.
 
     Raises:
-        TypeError, ValueError: from `transformers`, for keys it does not accept.
+        FamilyError: keys that the family does not have.
+        TypeError, ValueError: from `transformers`, for values it does not accept.
     """
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    model = empty_model(FAMILIES[config.family], config.hf)
+    initialise(model, config.initialisation, init_seed)
+    return _prepared(model, config)
 
-    hf = GPTNeoXConfig(**dict(config.hf))
-    hf._attn_implementation = "sdpa"
-    hf.use_cache = False
-    model: nn.Module = GPTNeoXForCausalLM(hf).to(torch.float32)
-    INITIALISATIONS[config.initialisation](model, config.hf, init_seed)
+
+def load_published(directory: Path, config: ModelConfig) -> nn.Module:
+    """A published revision, read as anyone would read it, then made ready for the exact step.
+
+    Args:
+        directory: holds `config.json` and `model.safetensors`.
+        config: the rung's model; its padding and dropout are not part of what is published.
+    """
+    from transformers import AutoModelForCausalLM
+
+    family = FAMILIES[config.family]
+    kwargs = {"attn_implementation": family.attention} if family.attention else {}
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, experts_implementation="eager", **kwargs
+    )
+    return _prepared(model, config)
+
+
+def _prepared(model: nn.Module, config: ModelConfig) -> nn.Module:
+    pad_vocabulary(model, config.vocab_padding_multiple)
+    install_dropout(model, FAMILIES[config.family])
     return model.train()
+
+
+def empty_model(family: Family, hf: Mapping[str, Any], device: str = "cpu") -> nn.Module:
+    """A causal LM of a family in fp32, with whatever weights `transformers` gives it.
+
+    On the device "meta" it has shapes and no memory.
+    """
+    import transformers
+
+    with torch.device(device):
+        model: nn.Module = getattr(transformers, family.model_class)(hf_config(family, hf))
+    return model.to(torch.float32)
 
 
 def to_precision(model: nn.Module, precision: str) -> None:
@@ -47,36 +81,54 @@ def to_precision(model: nn.Module, precision: str) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _normal(name: str, seed: int, shape: tuple[int, ...], std: float) -> torch.Tensor:
-    key = hashlib.sha256(b"init/v1\0" + str(seed).encode() + b"\0" + name.encode()).digest()
-    state = np.random.RandomState(np.frombuffer(key, dtype="<u4"))
-    values = state.standard_normal(int(np.prod(shape))) * std
-    return torch.from_numpy(values.astype(np.float32)).reshape(shape)
-
-
 @torch.no_grad()
-def small_wang_v1(model: nn.Module, hf: Any, seed: int) -> None:
-    """`small-wang-v1`, as in GPT-NeoX (megatron/model/init_functions.py).
+def pad_vocabulary(model: nn.Module, multiple: int) -> None:
+    """Adds zero rows to the embeddings until their number is a multiple of `multiple`.
 
-    Matrices and embeddings: N(0, 2/(5h)) (`small_init`, Nguyen and Salazar 2019). The two matrices
-    that write to the residual stream: standard deviation 2/(L·sqrt(h)) (`wang_init`). Biases 0,
-    LayerNorm weights 1.
+    Kernels like round sizes. The configuration keeps the vocabulary of the tokenizer: the loss
+    leaves the padded logits out, so their rows have no gradient and stay zero, and checkpoints do
+    not store them. (A vocabulary whose padding takes part in the softmax, as in the published
+    Pythia, is simply a larger `vocab_size`.)
     """
-    hidden, layers = int(hf["hidden_size"]), int(hf["num_hidden_layers"])
-    small, wang = math.sqrt(2.0 / (5.0 * hidden)), 2.0 / (layers * math.sqrt(hidden))
-    for name, parameter in canonical_parameters(model).items():
-        if parameter.dim() == 1:
-            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        else:
-            residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
-            std = wang if residual else small
-            parameter.copy_(_normal(name, seed, tuple(parameter.shape), std))
+    rows = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    padded = -(-rows // multiple) * multiple
+    if padded == rows:
+        return
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    tied = inputs.weight is outputs.weight
+    inputs.weight, inputs.num_embeddings = _padded(inputs.weight, padded), padded
+    outputs.weight = inputs.weight if tied else _padded(outputs.weight, padded)
+    outputs.out_features = padded
 
 
-INITIALISATIONS = {"small-wang-v1": small_wang_v1}
+def _padded(weight: nn.Parameter, rows: int) -> nn.Parameter:
+    zeros = weight.new_zeros(rows - weight.shape[0], weight.shape[1])
+    return nn.Parameter(torch.cat([weight.data, zeros]))
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Parameters of a model as its checkpoint stores them; tied matrices count once.
+
+    Nothing is allocated.
+    """
+    model = empty_model(FAMILIES[config.family], config.hf, device="meta")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Recomputes each block in the backward pass instead of keeping what it computed.
+
+    Changes no bit: blocks are functions of their inputs, their weights and keyed masks. No
+    generator is saved or restored, because none is used.
+    """
+    kwargs = {"use_reentrant": False, "preserve_rng_state": False}
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)  # type: ignore[operator]
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: matrices and embeddings, not biases or norms (as in Pythia)."""
-    del name
-    return parameter.dim() >= 2
+    """Whether weight decay applies to a parameter, by canonical name.
+
+    Matrices, embeddings, convolutions, experts and routers decay; biases, norms and Mamba's A_log
+    and D do not.
+    """
+    return parameter.dim() >= 2 and not name.endswith(_UNDECAYED)

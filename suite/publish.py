@@ -52,5 +52,6 @@ def publish_step(
     weights = holder / "checkpoints" / revision / "model.safetensors"
     with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
         files = Path(scratch) / revision
-        export_revision(files, weights, dict(config.rung.model.hf), tokenizer, record)
+        model = config.rung.model
+        export_revision(files, weights, dict(model.hf), tokenizer, record, model.family)
         return hub.publish(repository_of(config), revision, files)

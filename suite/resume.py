@@ -9,9 +9,9 @@ from pathlib import Path
 from checkpoints_manifest.manifest import Ledger
 from checkpoints_manifest.store import latest_complete_step, reconcile
 from data_pipeline.canonical import canonical_json, sha256_hex
+from data_pipeline.datasets import verify_any
 from data_pipeline.digests import chain_start
 from data_pipeline.durable import write_bytes
-from data_pipeline.index import verify_dataset
 from suite.comm import Group
 from suite.config import RunConfig, dataset_dir
 from suite.lock import lock_run
@@ -50,7 +50,7 @@ def prepare_run(config: RunConfig, run_dir: Path, group: Group, quantiser: str) 
     position = None
     if group.rank == 0:
         lock_run(run_dir)
-        verify_dataset(dataset_dir(config, run_dir), config.data.index_digest)
+        verify_any(dataset_dir(config, run_dir), config.data.index_digest)
         _check_or_write(run_dir, record)
         position = _newest(config, run_dir)
     result = group.broadcast(position)

@@ -127,12 +127,13 @@ def _lock(directory: Path) -> IO[bytes]:
 
 def _check_disk(plan: Sweep) -> None:
     from checkpoints_manifest.schedule import checkpoint_steps
+    from suite.models import count_parameters
 
     needed = 0
     for name, config in plan.rungs.items():
         count = len(checkpoint_steps(dict(config.checkpoints), config.train.steps))
         if not is_complete(config, plan.run_dir(name)):
-            needed += count * _BYTES_PER_PARAMETER * _parameters(config)
+            needed += count * _BYTES_PER_PARAMETER * count_parameters(config.rung.model)
     free = free_bytes(plan.directory)
     if free < 1.2 * needed:
         raise OSError(
@@ -140,13 +141,6 @@ def _check_disk(plan: Sweep) -> None:
             f"{free / 1e6:,.0f} MB are free at "
             f"{plan.directory}; free some space or choose another place with --root"
         )
-
-
-def _parameters(config: RunConfig) -> int:
-    """Parameters of a GPT-NeoX model: 2·V·h + L·(12h² + 13h) + 2h (untied)."""
-    hf = config.rung.model.hf
-    h, layers, vocab = hf["hidden_size"], hf["num_hidden_layers"], hf["vocab_size"]
-    return int(2 * vocab * h + layers * (12 * h * h + 13 * h) + 2 * h)
 
 
 def _data(config: RunConfig, root: Path, directory: Path) -> bool:

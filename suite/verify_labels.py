@@ -69,7 +69,7 @@ def check_run(run_dir: Path) -> dict[str, object]:
             left += 1
             continue
         weights, from_hub = _weights(config, run_dir, step)
-        found = batch_losses(config, weights, reader.ids(step))
+        found = batch_losses(config, weights, reader.ids(step), step)
         checked, published = checked + 1, published + from_hub
         different = np.flatnonzero(found.view("<u4") != logged[step].view("<u4"))
         if different.size:
@@ -89,7 +89,7 @@ def check_run(run_dir: Path) -> dict[str, object]:
     }
 
 
-def batch_losses(config: RunConfig, weights: Path, ids_BT: np.ndarray) -> np.ndarray:
+def batch_losses(config: RunConfig, weights: Path, ids_BT: np.ndarray, step: int) -> np.ndarray:
     """Row losses of a batch, quantum by quantum as the trainer computes them, float32 [B].
 
     Args:
@@ -97,32 +97,28 @@ def batch_losses(config: RunConfig, weights: Path, ids_BT: np.ndarray) -> np.nda
         weights: a safetensors file of weights by HF parameter name, with `config.json` beside it
         when published.
         ids_BT: int64 [B, S+1].
+        step: the step that reads this batch; dropout is keyed by it.
     """
     import torch
     from safetensors.torch import load_file
 
     from checkpoints_manifest.names import load_canonical
-    from suite.engine import sequence_nll
-    from suite.models import build_model, to_precision
+    from suite.loss import quantum_loss
+    from suite.models import build_model, load_published, to_precision
 
+    rung, quantum, rows = config.rung, config.numerics.quantum, len(ids_BT)
     if (weights.parent / "tokenizer.json").exists():
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(
-            weights.parent, dtype=torch.float32, attn_implementation="sdpa"
-        ).train()
+        model = load_published(weights.parent, rung.model)
     else:
-        model = build_model(config.rung.model, config.rung.seeds.init)
+        model = build_model(rung.model, rung.seeds.init)
         load_canonical(model, load_file(weights))
     to_precision(model, config.numerics.precision)
-    quantum = config.numerics.quantum
-    with torch.no_grad():
-        parts = [
-            sequence_nll(
-                model, torch.from_numpy(ids_BT[i : i + quantum]), config.numerics.precision
-            )
-            for i in range(0, len(ids_BT), quantum)
-        ]
+    parts = []
+    for first in range(0, rows, quantum):
+        ids = torch.from_numpy(ids_BT[first : first + quantum])
+        place = model.dropout_context.at(rung.seeds.dropout, step * rows + first)  # type: ignore[operator, union-attr]
+        with torch.no_grad(), place:
+            parts.append(quantum_loss(model, ids, config.numerics).sequences)
     return torch.cat(parts).numpy().astype("<f4")
 
 

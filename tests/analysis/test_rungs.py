@@ -99,3 +99,13 @@ def test_a_checkpoint_of_another_rung_is_refused(trained: Path) -> None:
     first, second, _ = SuiteDir.load(trained).rungs
     with pytest.raises(AnalysisError, match="toy-8k-seed1"):
         Subject(first).load(second.checkpoints[0])
+
+
+@pytest.mark.parametrize(("field", "value"), [("overlay", "0" * 64), ("order", "preshuffled-v1")])
+def test_an_order_that_the_probes_would_misname_is_refused(
+    copy: Path, field: str, value: str
+) -> None:
+    suite = SuiteDir.load(copy)
+    suite.data[field] = value
+    with pytest.raises(AnalysisError, match="expected"):
+        suite.order(100)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints_manifest import store
+from checkpoints_manifest import store, writing
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.store import (
     checkpoint_dir,
@@ -105,7 +105,7 @@ def test_everything_is_synced_before_the_rename_and_the_rename_before_the_ledger
     assert seen[renamed:] == ["rename", "fsync", "write", "fsync"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_any_failing_system_call_leaves_earlier_checkpoints_intact(empty_run, monkeypatch, code):
     for step in (0, 1):
         save(empty_run, step)
@@ -185,15 +185,16 @@ def test_a_disk_too_small_for_the_whole_checkpoint_is_refused_before_its_first_f
     run_dir, monkeypatch
 ):
     before = everything(run_dir)
-    needed = sum(t.nbytes for group in tensors(5) for t in group.values()) + (1 << 20)
-    monkeypatch.setattr(store, "free_bytes", lambda path: needed - 1)
-    monkeypatch.setattr(store, "write_bytes", lambda *a: pytest.fail("a file was written"))
+    staged = writing.Staged.of(*tensors(5))
+    needed = len(staged.model.data) + len(staged.optimizer.data) + (1 << 20)
+    monkeypatch.setattr(writing, "free_bytes", lambda path: needed - 1)
+    monkeypatch.setattr(writing, "write_bytes", lambda *a: pytest.fail("a file was written"))
     with pytest.raises(OSError, match=rf"needs {needed:,} bytes, found {needed - 1:,}") as caught:
         save(run_dir, 5)
     assert caught.value.errno == errno.ENOSPC
     assert everything(run_dir) == before
     monkeypatch.undo()
-    monkeypatch.setattr(store, "free_bytes", lambda path: needed)
+    monkeypatch.setattr(writing, "free_bytes", lambda path: needed)
     save(run_dir, 5)
 
 
@@ -232,14 +233,14 @@ def test_moved_away_the_checkpoint_before_is_not_taken_silently(run_dir):
 def test_bytes_that_change_between_memory_and_disk_are_seen_before_publishing(
     run_dir, monkeypatch, name
 ):
-    real = store.write_bytes
+    real = writing.write_bytes
 
     def rotten(path, data, *more):
         real(path, data, *more)
         if path.name == name:
             flip(path)
 
-    monkeypatch.setattr(store, "write_bytes", rotten)
+    monkeypatch.setattr(writing, "write_bytes", rotten)
     with pytest.raises(CheckpointError, match="read back"):
         save(run_dir, 5)
     assert not checkpoint_dir(run_dir, 5).exists()

@@ -1,12 +1,14 @@
 """`verify checkpoints` names each kind of damage."""
 
+import json
 import re
 import shutil
 
 import pytest
 
 from checkpoints_manifest.store import save_checkpoint
-from checkpoints_manifest.verify import verify_checkpoints
+from checkpoints_manifest.verify import LEVELS, verify_checkpoints
+from data_pipeline.canonical import canonical_json
 from tests.checkpoints_manifest.conftest import fields, flip, tensors
 
 
@@ -81,3 +83,54 @@ def test_a_folder_that_holds_no_run_is_a_finding(tmp_path):
 
 def test_a_run_without_checkpoints_is_a_finding(empty_run):
     assert "holds no checkpoint" in verify_checkpoints(empty_run).findings[0]
+
+
+FIRST_LEVEL = {
+    "a weight": "bytes",
+    "a moment": "bytes",
+    "a checkpoint gone": "metadata",
+    "its own manifest": "metadata",
+    "the ledger": "metadata",
+    "the order log": "chain",
+    "the data named": "metadata",
+    "the ledger cut short": "metadata",
+    "a short order log": "chain",
+    "the metrics": "chain",
+    "no metrics": "chain",
+    "the numerics": "metadata",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_each_kind_of_damage_is_found_from_its_level_on(run_dir, kind):
+    DAMAGE[kind][0](run_dir)
+    found = [bool(verify_checkpoints(run_dir, level).findings) for level in LEVELS[:-1]]
+    first = LEVELS.index(FIRST_LEVEL[kind])
+    assert found == [index >= first for index in range(len(LEVELS) - 1)]
+
+
+def test_a_root_that_is_not_that_of_the_tensors_is_found_at_the_tensor_level(run_dir):
+    """A writer who states a digest of other tensors, and chains and hashes everything well."""
+    path = run_dir / "manifest.jsonl"
+    lines = path.read_bytes().splitlines()
+    changed = canonical_json(json.loads(lines[-1]) | {"weights_root": "0" * 64})
+    path.write_bytes(b"\n".join([*lines[:-1], changed, b""]))
+    (run_dir / "checkpoints/step4/manifest.json").write_bytes(changed)
+    assert verify_checkpoints(run_dir, "bytes").findings == ()
+    (finding,) = verify_checkpoints(run_dir, "tensors").findings
+    assert re.search("step4: .*expected weights_root 0+, found", finding)
+
+
+def test_the_replay_level_and_unknown_ones_are_refused(run_dir):
+    with pytest.raises(ValueError, match="needs the trainer"):
+        verify_checkpoints(run_dir, "replay")
+    with pytest.raises(ValueError, match="expected a level of metadata, bytes, tensors, chain"):
+        verify_checkpoints(run_dir, "all")
+
+
+def test_the_number_of_threads_changes_no_finding(run_dir):
+    for step in (0, 1, 4):
+        flip(run_dir / f"checkpoints/step{step}/model.safetensors")
+    one, many = (verify_checkpoints(run_dir, jobs=jobs) for jobs in (1, 3))
+    assert one == many
+    assert len(one.findings) == 3

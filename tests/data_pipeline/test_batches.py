@@ -7,6 +7,7 @@ from data_pipeline.batches import BatchReader
 from data_pipeline.digests import leaf, sequence_digests, split_leaves
 from data_pipeline.errors import DatasetError
 from data_pipeline.leaves import expected_leaves
+from data_pipeline.loader import Loader, rank_rows
 
 S, B = 48, 8
 
@@ -85,9 +86,26 @@ def test_no_rows_are_an_empty_batch(reader):
 
 
 def test_bad_orders_and_sizes_are_refused(built):
-    with pytest.raises(DatasetError, match=r"\['order-v1'\], found 'order-v2'"):
+    with pytest.raises(DatasetError, match=r"expected one of .*'neox-v1'.*, found 'order-v2'"):
         BatchReader(built, S, B, 0, order="order-v2")
     with pytest.raises(ValueError, match="batch_size >= 1"):
         BatchReader(built, S, 0, 0)
     with pytest.raises(ValueError, match="use a shorter seq_len or more text"):
         BatchReader(built, 10**6, B, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_gives_the_batches_of_the_reader(reader, workers):
+    rows = rank_rows(B, rank=1, world_size=3)
+    with Loader(reader, rows, workers=workers, digests=True, read_ahead=True) as loader:
+        for batch in loader.steps(4, 12):
+            assert np.array_equal(batch.ids, reader.ids(batch.step, rows))
+            whole = sequence_digests(reader.ids(batch.step))
+            assert list(batch.digests) == [whole[row] for row in rows]
+
+
+def test_files_may_be_asked_for_in_advance(reader):
+    reader.will_need(5)
+    reader.will_need(10**9, range(2, 4))
+    with pytest.raises(ValueError, match=r"rows in \[0, 8\)"):
+        reader.will_need(5, range(7, 9))

@@ -1,20 +1,29 @@
 import errno
+import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline import build
 from data_pipeline.batches import BatchReader
-from data_pipeline.build import build_dataset, training_sample
+from data_pipeline.build import (
+    build_dataset,
+    build_group,
+    finish_build,
+    plan_groups,
+    prepare_build,
+    survey_group,
+)
 from data_pipeline.digests import split_leaves
 from data_pipeline.errors import DatasetError
 from data_pipeline.index import in_heldout, verify_dataset
 from data_pipeline.leaves import expected_leaves
-from tests.data_pipeline.conftest import recipe
+from data_pipeline.training_sample import training_sample
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -22,10 +31,10 @@ def content(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-def test_any_number_of_workers_gives_the_same_bytes(built, spec, tmp_path):
-    for workers in (2, 5):
-        build_dataset(spec, tmp_path / str(workers), workers=workers)
-        assert content(tmp_path / str(workers)) == content(built)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_worker_processes_gives_the_same_bytes(built, spec, tmp_path, workers):
+    build_dataset(spec, tmp_path / "out", workers=workers)
+    assert content(tmp_path / "out") == content(built)
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
@@ -36,7 +45,7 @@ def test_any_number_of_threads_in_another_process_gives_the_same_bytes(
         "import sys\nfrom pathlib import Path\n"
         "from data_pipeline.build import build_dataset\n"
         "from tests.data_pipeline.conftest import recipe\n"
-        "build_dataset(recipe(Path(sys.argv[1])), Path(sys.argv[2]), workers=2)\n"
+        "build_dataset(recipe(Path(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(corpus), str(tmp_path / "out")],
@@ -80,13 +89,17 @@ def test_no_heldout_documents_can_be_asked_for(spec, tmp_path):
 
 
 def test_the_tokenizer_sees_training_documents_only_and_no_more_than_allowed():
-    survey = [build._Surveyed(f"{k * 2**57 % 2**64:016x}" + "0" * 48, 10 + k) for k in range(200)]
-    chosen = training_sample(survey, 200, 1_000)
-    assert chosen
-    assert not any(in_heldout(survey[k].sha256, 200) for k in chosen)
-    assert sum(survey[k].size for k in chosen) <= 1_000
-    rest = [k for k in range(200) if k not in chosen and not in_heldout(survey[k].sha256, 200)]
-    assert max(survey[k].sha256 for k in chosen) <= min(survey[k].sha256 for k in rest)
+    prefixes = np.array([k * 2**57 % 2**64 + k for k in range(200)], dtype=np.uint64)
+    sizes, kept = np.arange(10, 210, dtype=np.uint64), np.ones(200, dtype=np.bool_)
+    kept[150:] = False
+    chosen = training_sample(prefixes, sizes, kept, 200, 1_000)
+    assert chosen.size
+    assert sizes[chosen].sum() <= 1_000
+    train = [k for k in range(150) if not in_heldout(f"{int(prefixes[k]):016x}" + "0" * 48, 200)]
+    assert set(chosen.tolist()) <= set(train)
+    rest = sorted(set(train) - set(chosen.tolist()), key=lambda k: prefixes[k])
+    assert prefixes[chosen].max() < prefixes[rest].min()
+    assert sizes[chosen].sum() + sizes[rest[0]] > 1_000
 
 
 @pytest.mark.parametrize(
@@ -113,34 +126,6 @@ def test_an_existing_dataset_is_never_touched(spec, dataset):
     assert content(dataset) == before
 
 
-def test_a_full_disk_leaves_nothing(spec, tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        build_dataset(spec, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_build_leaves_no_dataset_and_the_next_one_succeeds(built, corpus, tmp_path):
-    code = (
-        "import os, sys\nfrom pathlib import Path\n"
-        "from data_pipeline import build\n"
-        "from tests.data_pipeline.conftest import recipe\n"
-        "build.publish_directory = lambda *a: os.kill(os.getpid(), 9)\n"
-        "build.build_dataset(recipe(Path(sys.argv[1])), Path(sys.argv[2]))\n"
-    )
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", code, str(corpus), str(out)]
-    assert subprocess.run(command, check=False).returncode == -9
-    assert [path.name for path in tmp_path.iterdir()] == [".out.building"]
-    (tmp_path / ".out.building" / "train" / "shard-00000.bin").write_bytes(b"torn")
-    build_dataset(recipe(corpus), out)
-    assert content(out) == content(built)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_two_builds_of_one_dataset_at_once_are_refused(spec, tmp_path, monkeypatch):
     inside, release = threading.Event(), threading.Event()
     publish = build.publish_directory
@@ -161,17 +146,101 @@ def test_two_builds_of_one_dataset_at_once_are_refused(spec, tmp_path, monkeypat
     verify_dataset(tmp_path / "out")
 
 
-def test_a_source_that_changes_between_passes_is_noticed(spec, corpus, tmp_path, monkeypatch):
-    train = build._train
+def small_groups(spec, tmp_path):
+    """The corpus in several groups of one source, and a second source of records."""
+    lines = [f'{{"text": "record {k} of the second source", "key": "id-{k}"}}' for k in range(30)]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.jsonl").write_text("\n".join(lines[:20]))
+    (tmp_path / "more" / "b.jsonl").write_text("\n".join(lines[20:]))
+    more = {"kind": "jsonl", "root": str(tmp_path / "more"), "name": "more", "id_field": "key"}
+    spec["sources"] = [spec.pop("source"), more]
+    spec["group_bytes"] = 8_000
+    return spec
 
-    def change_then_train(source, survey, *args):
-        survey[0] = build._Surveyed("0" * 64, 5)
-        return train(source, survey, *args)
 
-    monkeypatch.setattr(build, "_train", change_then_train)
-    with pytest.raises(DatasetError, match="the source changed during the build"):
+def test_groups_follow_from_the_files_and_begin_new_shards(spec, tmp_path):
+    spec = small_groups(spec, tmp_path)
+    groups = plan_groups(spec)
+    assert [group.number for group in groups] == list(range(len(groups)))
+    assert len([group for group in groups if group.source == 0]) > 2
+    assert all(group.size >= 8_000 for group in groups[:-2])
+    assert groups[-1].source == 1
+    build_dataset(spec, tmp_path / "out")
+    index = verify_dataset(tmp_path / "out", text=True)
+    assert len(index.splits["train"]) >= len(groups)
+
+
+def test_groups_built_alone_in_any_order_give_the_same_bytes(spec, tmp_path):
+    spec = small_groups(spec, tmp_path)
+    expected = build_dataset(spec, tmp_path / "whole")
+    out, count = tmp_path / "out", len(plan_groups(spec))
+    for group in reversed(range(count)):
+        survey_group(spec, out, group)
+    prepare_build(spec, out)
+    for group in sorted(range(count), key=lambda k: (k % 2, k)):
+        build_group(spec, out, group)
+    assert finish_build(spec, out) == expected
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_groups_built_by_processes_at_once_give_the_same_bytes(spec, corpus, tmp_path):
+    spec = small_groups(spec, tmp_path)
+    expected = build_dataset(spec, tmp_path / "whole")
+    code = (
+        "import json, sys\nfrom pathlib import Path\n"
+        "from data_pipeline import build\n"
+        "spec, out, stage, first = json.loads(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]\n"
+        "for group in range(int(first), len(build.plan_groups(spec)), 2):\n"
+        "    getattr(build, stage)(spec, out, group)\n"
+    )
+    out = tmp_path / "out"
+    for stage in ("survey_group", "build_group"):
+        command = [sys.executable, "-c", code, json.dumps(spec), str(out), stage]
+        running = [subprocess.Popen([*command, first]) for first in ("0", "1")]
+        assert [process.wait() for process in running] == [0, 0]
+        if stage == "survey_group":
+            prepare_build(spec, out)
+    assert finish_build(spec, out) == expected
+
+
+def test_stages_of_a_group_build_refuse_to_run_too_early(spec, tmp_path):
+    spec, out = small_groups(spec, tmp_path), tmp_path / "out"
+    survey_group(spec, out, 0)
+    with pytest.raises(DatasetError, match="survey them first"):
+        prepare_build(spec, out)
+    for group in range(1, len(plan_groups(spec))):
+        survey_group(spec, out, group)
+    with pytest.raises(DatasetError, match="prepare it first"):
+        build_group(spec, out, 0)
+    prepare_build(spec, out)
+    with pytest.raises(DatasetError, match="expected group 0 to be built"):
+        finish_build(spec, out)
+    with pytest.raises(DatasetError, match=r"group: expected a number in \[0, "):
+        build_group(spec, out, 99)
+    with pytest.raises(DatasetError, match="the recipe changed; delete the directory"):
+        survey_group({**spec, "shard_tokens": 1_999}, out, 0)
+
+
+def test_a_group_is_built_by_one_process_at_a_time(spec, tmp_path, monkeypatch):
+    inside, release = threading.Event(), threading.Event()
+    survey = build.survey.survey_group
+
+    def wait(*args):
+        inside.set()
+        assert release.wait(20)
+        survey(*args)
+
+    monkeypatch.setattr(build.survey, "survey_group", wait)
+    first = threading.Thread(target=survey_group, args=(spec, tmp_path / "out", 0))
+    first.start()
+    assert inside.wait(20)
+    with pytest.raises(DatasetError, match="group 0: another process is building it"):
+        survey_group(spec, tmp_path / "out", 0)
+    with pytest.raises(DatasetError, match="another process is building it"):
         build_dataset(spec, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    release.set()
+    first.join()
+    build_dataset(spec, tmp_path / "out")
 
 
 def test_leaves_keep_their_prefix_and_come_from_the_cache_unchanged(dataset):

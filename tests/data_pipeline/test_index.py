@@ -93,8 +93,9 @@ def test_another_tokenizer_is_found(dataset, tmp_path, spec):
 def test_a_tokenizer_that_encodes_differently_is_found(dataset):
     """What a change of the library would look like: the file fits, the ids do not."""
     data = (dataset / "tokenizer.json").read_bytes()
-    assert b'"add_prefix_space":false' in data
-    change_tokenizer(dataset, data.replace(b'"add_prefix_space":false', b'"add_prefix_space":true'))
+    other = json.loads(data)
+    other["model"]["merges"] = []
+    change_tokenizer(dataset, json.dumps(other).encode())
     with pytest.raises(DatasetError, match="ids of the conformance text"):
         verify_dataset(dataset)
 
@@ -224,7 +225,7 @@ def test_wrong_document_borders_are_found(dataset, resign, ends):
         data[0, 1] += 1
     data.tofile(path)
     resign(dataset)
-    with pytest.raises(DatasetError, match=r"shard-00000\.docs: (strictly|last|ends of the lines)"):
+    with pytest.raises(DatasetError, match=r"shard-00000\.docs: (strictly|last|end of line 1)"):
         verify_dataset(dataset)
 
 

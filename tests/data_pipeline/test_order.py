@@ -100,3 +100,15 @@ def test_far_epochs_work():
 def test_bad_arguments_are_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+@pytest.mark.parametrize("n", [1, 7, 1023, 1024, 1025, 5000])
+def test_small_and_large_requests_give_the_same_positions(n):
+    """Small ones are cut from blocks of 1,024 positions, which also cross epochs."""
+    order = OrderV1(n, "00" * 32, 0)
+    whole = order.sequences(0, 4000)
+    for first in (0, 1, 1000, 1023, 1024, 2040, 2999):
+        for count in (0, 1, 16, 100, 1000):
+            assert np.array_equal(order.sequences(first, count), whole[first : first + count])
+    order.sequences(0, 16)[:] = -1
+    assert np.array_equal(order.sequences(0, 16), whole[:16])

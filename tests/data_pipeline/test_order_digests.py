@@ -48,6 +48,24 @@ def test_the_type_and_layout_of_the_ids_do_not_matter(dtype):
     assert sequence_digests(np.asfortranarray(IDS)) == sequence_digests(IDS)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 200])
+@pytest.mark.parametrize("threads", [2, 3, 64])
+def test_threads_change_no_digest(rows, threads):
+    ids = np.random.RandomState(rows).randint(0, 1 << 16, (rows, 600))
+    assert sequence_digests(ids, threads) == sequence_digests(ids)
+    assert sequence_digests(ids.T[:, :5], threads) == sequence_digests(ids.T[:, :5].copy())
+
+
+def test_a_bad_id_in_any_thread_is_refused():
+    ids = np.zeros((100, 600), dtype=np.int64)
+    ids[70, 3] = 1 << 32
+    for threads in (1, 2):
+        with pytest.raises(ValueError, match=r"expected ids in \[0, 2\^32\)"):
+            sequence_digests(ids, threads)
+    with pytest.raises(ValueError, match="threads >= 1, found 0"):
+        sequence_digests(IDS, 0)
+
+
 def test_any_split_over_ranks_and_micro_batches_gives_the_same_leaf():
     whole = sequence_digests(IDS)
     pieces = sequence_digests(IDS[:1]) + sequence_digests(IDS[1:])

@@ -102,6 +102,18 @@ def test_the_shape_and_the_way_of_asking_do_not_matter():
     assert permutation.forward([]).size == 0
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100, (1 << 14) + 1, (1 << 17) + 3])
+@pytest.mark.parametrize("n", [(1 << 18) + 1, 300_000, 1 << 18, (1 << 62) - 5])
+def test_the_number_of_elements_asked_for_at_once_changes_nothing(n, count):
+    """Below, at and beyond the sizes at which the computation is cut or done in Python."""
+    permutation = Permutation(n, SEED, 3)
+    xs = np.arange(count, dtype=np.uint64) + np.uint64(n - (1 << 17) - 3)
+    image = permutation.forward(xs)
+    places = sorted({0, count // 2, count - 1, min(count - 1, 1 << 14)})
+    assert [int(image[k]) for k in places] == [scalar(int(xs[k]), n, SEED, 3) for k in places]
+    assert np.array_equal(permutation.inverse(image), xs)
+
+
 def test_neighbours_are_spread():
     """A weak network leaves structure; the mean distance of neighbours is n/3 without any."""
     n = 1 << 16

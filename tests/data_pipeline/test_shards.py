@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from data_pipeline.canonical import canonical_json
 from data_pipeline.errors import DatasetError
 from data_pipeline.index import token_dtype
-from data_pipeline.shards import ShardWriter, TokenStream
+from data_pipeline.shard_writer import ShardWriter
+from data_pipeline.shards import TokenStream
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,17 @@ def test_packages_come_as_listed(installed):
     assert sources == ["numpy", "numpy", *["demo"] * 4]
 
 
+def test_a_name_tells_two_sources_of_packages_apart_and_changes_nothing_else(installed):
+    plain, named = open_source(packages()), open_source(packages() | {"name": "demos"})
+    assert (plain.name, named.name) == ("python_packages", "demos")
+    assert list(named.documents()) == list(plain.documents())
+    (one,), (two,) = plain.record(), named.record()
+    assert "part" not in one
+    assert two == one | {"part": "demos"}
+    with pytest.raises(DatasetError, match=r"source\.name .*expected a string"):
+        open_source(packages() | {"name": 3})
+
+
 def test_what_is_skipped_is_counted(installed):
     source = open_source(packages())
     for _ in range(2):  # the counts do not add up over passes
@@ -113,7 +124,7 @@ def test_a_file_without_a_sha256_in_record_is_refused(installed):
             packages(include=["demo/*.rst"]),
             r"expected files matching \['demo/\*.rst'\], found none",
         ),
-        ({"kind": "jsonl"}, "expected python_packages or text_tree, found 'jsonl'"),
+        ({"kind": "csv"}, "expected one of .*python_packages.*, found 'csv'"),
         ({"kind": "text_tree", "root": "/no/such/place"}, "expected a directory"),
     ],
 )

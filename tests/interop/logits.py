@@ -14,9 +14,7 @@ if __name__ == "__main__":
     repository, revision = sys.argv[1:]
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)
-    model = AutoModelForCausalLM.from_pretrained(
-        repository, revision=revision, attn_implementation="sdpa"
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(repository, revision=revision).eval()
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = model(input_ids=ids).logits

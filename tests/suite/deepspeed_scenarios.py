@@ -21,7 +21,9 @@ from suite.engine_record import EngineError
 from suite.engines import make_engine
 from suite.numerics import apply_determinism
 from suite.quantise import NonFiniteGradientError
+from tests.suite.family_scenarios import EVERYTHING
 from tests.suite.rank_scenarios import batch_of, config_for, state_digest
+from tests.suite.tiny_families import HF, family_config, train
 
 UPDATES, STOP = 3, 2
 # V = 8, so that 3 ranks get unequal shares; float reduction needs equal ones: V = 12.
@@ -74,6 +76,13 @@ def elastic(group: Group) -> dict[str, object]:
             reference.load_state(*state)
             trained(reference, STOP + 1)
             found[f"handed-over-{stage}-{precision}"] = state_digest(reference)
+    for family in HF:
+        precision = "fp32" if family == "mamba" else "bf16-params"
+        config = family_config(family, precision=precision, **EVERYTHING)
+        for name, engine_config in (("reference", config), ("zero1", on_deepspeed(config))):
+            engine = make_engine(engine_config, group)
+            train(engine)
+            found[f"{name}-{family}"] = state_digest(engine)
     engine = make_engine(on_deepspeed(config_for("bf16-params", EQUAL), zero_stage=2), group)
     trained(engine)
     found["float-sum"] = state_digest(engine)
@@ -97,10 +106,24 @@ def fixed(group: Group, directory: Path) -> dict[str, object]:
     for precision in ("bf16-params", "fp32"):
         found[f"norms-{precision}"] = trained(make_engine(config_for(precision), group))[0]
     for name, settings in LAYOUTS.items():
+        if name == "zero3":
+            found["zero3-llama"] = llama_again(group)
         for precision in ("bf16-params", "fp32") if name in IN_FP32_TOO else ("bf16-params",):
             config = on_deepspeed(config_for(precision), **settings)
             found[f"{name}-{precision}"] = layout(config, group, directory / f"{name}-{precision}")
     return found
+
+
+def llama_again(group: Group) -> list[str]:
+    """ZeRO-3 of another family, twice: V = 10 quanta of one row, dropout and padding on."""
+    digests = []
+    for _ in range(2):
+        config = family_config("llama", precision="bf16-params", quantum=1)
+        engine = make_engine(on_deepspeed(config, zero_stage=3), group)
+        train(engine)
+        digests.append(state_digest(engine))
+        engine.close()
+    return digests
 
 
 def layout(config, group: Group, directory: Path) -> dict[str, object]:
@@ -132,10 +155,11 @@ def layout(config, group: Group, directory: Path) -> dict[str, object]:
 
 
 def non_finite(engine) -> str:
-    """What becomes of an update with an infinite gradient on the last rank."""
+    """What becomes of an update with an infinite gradient on the last data-parallel rank."""
     before = state_digest(engine)
     parameter = next(iter(engine._parameters.values()))
-    scale = float("inf") if engine.group.rank == engine.group.world - 1 else 1.0
+    last = engine.group.world // engine.config.engine.tensor_parallel - 1
+    scale = float("inf") if engine._data_rank() == last else 1.0
     handle = parameter.register_hook(lambda grad: grad * scale)
     try:
         trained(engine, UPDATES + 1, UPDATES + 1)

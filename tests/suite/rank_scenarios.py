@@ -58,12 +58,8 @@ def run(engine: ExactEngine, updates: range = range(1, UPDATES + 1)) -> list[flo
 class FloatSumEngine(ExactEngine):
     """Control: fp32 gradients of a rank's quanta added locally, then all-reduced as floats."""
 
-    def _backward(self, ids):
-        from suite.engine import sequence_nll
-
-        losses = sequence_nll(self.model, ids, self.config.numerics.precision)
-        losses.mean().backward()
-        return losses.detach(), 0
+    def _backward(self, ids, position):
+        return self._forward_backward(ids, position), 0
 
     def _update(self, update, lr):
         parameters = self._parameters
@@ -88,7 +84,7 @@ class FloatSumEngine(ExactEngine):
         )
         if self.group.world > 1:
             self.flat.copy_(self.group.all_gather(self.weights))
-        return norm, coef
+        return norm, coef, ""
 
 
 class ShardNormEngine(ExactEngine):
@@ -108,7 +104,7 @@ class ShardNormEngine(ExactEngine):
         )
         if self.group.world > 1:
             self.flat.copy_(self.group.all_gather(self.weights))
-        return float(square.sqrt()), coef
+        return float(square.sqrt()), coef, ""
 
 
 def exact(group: Group, precision: str) -> dict[str, object]:

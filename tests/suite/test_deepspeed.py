@@ -22,6 +22,7 @@ from checkpoints_manifest.verify import verify_checkpoints
 from suite.numerics import profile_environment
 from tests.suite.deepspeed_scenarios import IN_FP32_TOO, LAYOUTS, UPDATES
 from tests.suite.smoke import SAME_BYTES, tripod
+from tests.suite.tiny_families import HF
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow]
 SCRIPT = Path(__file__).with_name("deepspeed_scenarios.py")
@@ -73,6 +74,14 @@ def test_elastic_layouts_give_the_digest_of_the_reference_on_any_number_of_ranks
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("family", sorted(HF))
+def test_every_family_gives_the_digest_of_the_reference_on_any_number_of_ranks(elastic, family):
+    """With dropout, vocabulary padding, chunked loss and activation checkpointing."""
+    digests = {result[f"zero1-{family}"] for result in elastic.values()}
+    assert digests == {result[f"reference-{family}"] for result in elastic.values()}
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("key", ["1-bf16-params", "0-fp32", "1-fp32"])
 def test_the_reference_engine_continues_what_an_elastic_layout_began(elastic, key):
     precision = key.split("-", 1)[1]
@@ -102,6 +111,10 @@ def test_a_fixed_layout_gives_the_same_bits_again_and_after_a_stop(fixed, layout
     }
 
 
+def test_zero3_of_another_family_gives_the_same_bits_again(fixed):
+    assert len({digest for launch in fixed for digest in launch["zero3-llama"]}) == 1
+
+
 @pytest.mark.parametrize("layout", FIXED)
 def test_a_fixed_layout_computes_the_gradient_of_the_reference_but_for_rounding(fixed, layout):
     """A gradient divided once too often by the number of quanta or ranks shows in the norm only."""
@@ -113,7 +126,7 @@ def test_a_fixed_layout_computes_the_gradient_of_the_reference_but_for_rounding(
 
 
 @pytest.mark.parametrize("layout", FIXED)
-def test_an_infinite_gradient_on_one_rank_stops_before_the_update(fixed, layout):
+def test_an_infinite_gradient_on_one_data_parallel_rank_stops_before_the_update(fixed, layout):
     assert fixed[0][layout]["non-finite"].startswith("nothing changed: update 4: a gradient is NaN")
 
 

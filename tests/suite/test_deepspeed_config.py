@@ -13,6 +13,7 @@ from suite.engine_record import EngineError
 from suite.engines import make_engine
 from suite.launch import launch
 from suite.train import compose
+from tests.suite.tiny_families import family_config
 
 OVERRIDES = ["numerics.quantum=7", "data.batch_size=91", "train.clip=0.375"]
 
@@ -108,11 +109,34 @@ def test_uneven_shares_are_fine_where_integers_are_reduced():
     check_supported(dataclasses.replace(config_with("bf16"), engine=EngineConfig()), 5)
 
 
-def test_an_untested_family_is_refused():
-    config = config_with()
-    object.__setattr__(config.rung.model, "family", "mamba")
-    with pytest.raises(ConfigError, match=r"family='mamba'.*engine\.name=reference"):
-        check_supported(config, 1)
+@pytest.mark.parametrize(
+    ("family", "settings", "world"),
+    [
+        ("mixtral", {"zero_stage": 2}, 1),
+        ("mamba", {"zero_stage": 3}, 1),
+        ("llama", {"tensor_parallel": 2}, 2),
+    ],
+)
+def test_a_family_that_a_layout_is_not_tested_with_is_refused(family, settings, world):
+    engine = EngineConfig(name="deepspeed", **settings)
+    config = dataclasses.replace(family_config(family), engine=engine)
+    with pytest.raises(ConfigError, match=rf"family='{family}'.*engine\.name=reference"):
+        check_supported(config, world)
+    check_supported(dataclasses.replace(config, engine=EngineConfig(name="deepspeed")), world)
+
+
+def test_tensor_parallelism_refuses_what_it_would_compute_in_parts():
+    engine = EngineConfig(name="deepspeed", tensor_parallel=2)
+    config = dataclasses.replace(family_config("gpt_neox"), engine=engine)
+    with pytest.raises(ConfigError) as caught:
+        check_supported(config, 2)
+    for word in ("hidden_dropout=0.1", "attention_dropout=0.1", "vocab_padding_multiple=16"):
+        assert word in str(caught.value)
+
+
+def test_mamba_has_no_bf16_parameters():
+    with pytest.raises(ConfigError, match="reference kernels of mamba"):
+        family_config("mamba", precision="bf16-params")
 
 
 def test_without_deepspeed_the_error_names_the_remedy(monkeypatch):

@@ -19,10 +19,10 @@ from suite.quantise import NonFiniteGradientError
 from tests.suite.rank_scenarios import UPDATES, batch_of, config_for, run, state_digest
 
 WORLDS = (1, 3, 4, 5)
-SCRIPT = Path(__file__).with_name("rank_scenarios.py")
+ROOT = Path(__file__).parents[2]
 
 
-def launch(world, *arguments, threads="1"):
+def launch(world, *arguments, threads="1", module="tests.suite.rank_scenarios"):
     command = [
         sys.executable,
         "-m",
@@ -36,10 +36,11 @@ def launch(world, *arguments, threads="1"):
         "MKL_NUM_THREADS": threads,
     }
     done = subprocess.run(
-        [*command, str(SCRIPT), *arguments],
+        [*command, "-m", module, *arguments],
         capture_output=True,
         text=True,
         env=environment,
+        cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,1 @@
+"""Scripts that print the tables in the docs: measurements, and what the audit catches."""
