@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from checkpoints_manifest import standalone
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.manifest import Ledger, check_record, record_digest
+from data_pipeline.canonical import canonical_json
 from suite.config import ConfigError, EngineConfig, RunConfig, sibling_differences
 from suite.engine_record import (
     EngineError,
@@ -160,10 +162,25 @@ def test_a_segment_across_a_change_has_no_one_engine(run):
         enter(run_dir, step, record_field(run_dir, describe(REFERENCE, 2)))
 
 
-def test_the_schema_knows_the_engine_and_nothing_else_about_it(run):
+BROKEN = [
+    {"stage": 3}, {"promise": "exact"}, {"since": -1}, {"since": True}, {"version": ""},
+    {"offload_optimizer": 1}, {"tensor_parallel": 0}, {"ranks": 0}, {"options": {"a": 1}},
+    {"options": []}, {"name": ""},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, *BROKEN])
+def test_both_readers_of_records_know_the_engine_and_nothing_else_about_it(run, change):
     _, run_dir = run
-    field = record_field(run_dir, describe(ZERO3, 2))
-    check_record({**a_record(0), **field}, "a record")
-    broken = {"engine": {**field["engine"], "stage": 3}}
-    with pytest.raises(CheckpointError, match="engine"):
-        check_record({**a_record(0), **broken}, "a record")
+    (field,) = record_field(run_dir, describe(ZERO3, 2)).values()
+    record = {**a_record(0), "engine": {**field, **change}}
+    for engine in (record["engine"], {"name": "reference", "promise": "elastic", "since": 3}):
+        if engine is record["engine"] and change:
+            with pytest.raises(CheckpointError, match="engine"):
+                check_record(record, "a record")
+            with pytest.raises(standalone.Wrong, match="engine"):
+                standalone.parse_record(canonical_json(record), "a record")
+        else:
+            whole = {**record, "engine": engine}
+            check_record(whole, "a record")
+            assert standalone.parse_record(canonical_json(whole), "a record") == whole
