@@ -80,3 +80,19 @@ def newest_recovery(run_dir: Path) -> tuple[Record | None, list[str]]:
             continue
         return record, passed_over
     return None, passed_over
+
+
+def remove_overtaken(run_dir: Path) -> list[int]:
+    """Removes recovery checkpoints at or before the newest science checkpoint.
+
+    Call it when that one is on disk and was read back: nothing resumes from these any more.
+
+    Returns:
+        The steps removed.
+    """
+    records = ledger_of(run_dir).records()
+    last = records[-1]["step"] if records else -1
+    gone = sorted(step for step in steps_on_disk(run_dir, RECOVERY) if step <= last)
+    for step in gone:
+        _remove(recovery_dir(run_dir, step))
+    return gone

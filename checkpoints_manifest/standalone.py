@@ -113,6 +113,18 @@ def is_engine(value: Any) -> bool:
     return not wrong_places(value, ENGINE, optional=ENGINE_OPTIONAL.items())
 
 
+def are_fields(value: Any) -> bool:
+    """Names of the fields that a change of numerics changed, each with both values."""
+    return (
+        type(value) is dict
+        and value != {}
+        and all(type(pair) is dict and set(pair) == {"from", "to"} for pair in value.values())
+        and all(
+            one is None or type(one) in (str, int) for v in value.values() for one in v.values()
+        )
+    )
+
+
 FILE = {"path": is_name, "size": is_count, "sha256": is_digest}
 RECORD = {
     "schema": lambda value: value in VERSIONS,
@@ -130,7 +142,12 @@ RECORD = {
     "metrics": is_digest,
     "previous": lambda value: value is None or is_digest(value),
 }
-OPTIONAL = {"same_weights_reason": is_text, "engine": is_engine}
+CHANGE = {"step": is_count, "from": is_digest, "to": is_digest, "fields": are_fields}
+OPTIONAL = {
+    "same_weights_reason": is_text,
+    "numerics_changes": [CHANGE],
+    "engine": is_engine,
+}
 
 
 def wrong_places(value: Any, wanted: Any, place: Place = (), optional: Any = ()) -> list[Place]:
@@ -413,6 +430,34 @@ def check_metrics(side: Path, records: list[Record]) -> list[str]:
     return []
 
 
+def check_changes(records: list[Record]) -> list[str]:
+    """Whether every change of the numerics record is stated, and follows the one before."""
+    findings, now, low = [], None, 0
+    for record in records:
+        step, changes = record["step"], record.get("numerics_changes", [])
+        if now is None:
+            now = changes[0]["from"] if changes else record["numerics"]
+        for change in changes:
+            if change["from"] != now:
+                findings.append(
+                    f"step{step}: a change of numerics is stated from {change['from']}, but the "
+                    f"steps before it were computed under {now}"
+                )
+            if not low <= change["step"] < step:
+                findings.append(
+                    f"step{step}: a change of numerics is stated after step {change['step']}; "
+                    f"expected one in [{low}, {step})"
+                )
+            now, low = change["to"], change["step"]
+        if now != record["numerics"]:
+            findings.append(
+                f"step{step}: its numerics record is {record['numerics']}, that of the steps "
+                f"before it {now}, and no accepted change says so"
+            )
+        now, low = record["numerics"], step
+    return findings
+
+
 def check_side_files(side: Path, records: list[Record]) -> list[str]:
     """Digests of configuration and numerics in the newest record."""
     findings = []
@@ -499,7 +544,7 @@ def unlisted(steps: Path, records: list[Record]) -> list[str]:
 def check_run(side: Path, records: list[Record], level: str) -> list[str]:
     """Order, metrics and side files."""
     chained = check_order(side, records) + check_metrics(side, records) if level == "chain" else []
-    return chained + check_side_files(side, records)
+    return chained + check_changes(records) + check_side_files(side, records)
 
 
 def read_pulled(path: Path) -> tuple[set[int], set[int]] | None:

@@ -2,8 +2,9 @@
 
 Levels, each with everything before it:
 
-- `metadata`: the ledger (schema, canonical form, chain); every file there with its size; each
-  checkpoint's own manifest.json; the newest record's digests of configuration and numerics;
+- `metadata`: the ledger (schema, canonical form, chain, changes of numerics stated); every file
+  there with its size; each checkpoint's own manifest.json; the newest record's digests of
+  configuration and numerics;
 - `bytes`: sha256 of every file;
 - `tensors`: roots of weights and moments;
 - `chain`: token order against config.json and order.log, tokens, the metrics log up to each step.
@@ -28,6 +29,11 @@ from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.manifest import Record
+from checkpoints_manifest.numerics_breaks import (
+    change_findings,
+    describe_change,
+    stated_changes,
+)
 from checkpoints_manifest.store import (
     FILE_LEVELS,
     checkpoint_dir,
@@ -47,7 +53,7 @@ _LEAF = 32
 class Report:
     """How many checkpoints were looked at, and what was found wrong, first divergence first.
 
-    `notes` say what was not there to be checked.
+    `notes` say what was not there to be checked, and which changes of numerics were accepted.
     """
 
     checkpoints: int
@@ -89,8 +95,13 @@ def verify_checkpoints(run_dir: Path, level: str = "chain", jobs: int | None = N
     if level == "chain":
         findings += _check_order(run_dir, records)
         findings += _check_metrics(run_dir, records)
+    findings += change_findings(records)
     findings += _check_side_files(run_dir, records)
-    return Report(len(here), tuple(findings), _not_here(pulled, len(records) - len(here)))
+    notes = (
+        *_not_here(pulled, len(records) - len(here)),
+        *(f"accepted break: {describe_change(change)}" for change in stated_changes(records)),
+    )
+    return Report(len(here), tuple(findings), notes)
 
 
 @dataclass(frozen=True)

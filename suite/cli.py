@@ -1,18 +1,20 @@
 """`tripod`: one command.
 
-Thin over the packages. Exit status: 0 done, 1 a check failed, 2 the request cannot be carried out.
+Thin over the packages. Exit status: 0 done, 1 a check failed, 2 the request cannot be carried out,
+75 asked to stop by a signal, everything saved: the same command carries on.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from checkpoints_manifest import cli_audit, cli_hub
 from data_pipeline import cli_build, cli_index, cli_megatron, cli_overlays, cli_proofs, cli_views
-from suite import cli_data, cli_publish
+from suite import cli_data, cli_plan, cli_publish
 from suite.command_line import CommandTable
 
 _EPILOG = """examples:
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--ranks", type=int, help="ranks per run (default: one per core); changes no bit"
     )
+    _add_accept(sub)
     sub.add_argument(
         "overrides", nargs="*", help="Hydra overrides for every rung, e.g. train.steps=50"
     )
@@ -51,12 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", type=Path, default=Path("runs"))
     sub.add_argument("--ranks", type=int)
     sub.add_argument(
-        "--accept",
-        action="append",
-        choices=["engine"],
-        default=[],
-        help="go on with another engine or layout; every checkpoint from then on names it",
+        "--prepare",
+        action="store_true",
+        help="write data and run directory and stop: ranks are started by torchrun or srun "
+        "(docs/running.md)",
     )
+    _add_accept(sub)
     sub.add_argument("overrides", nargs="*")
 
     sub = add(
@@ -74,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_proofs.add_commands(add)
     cli_overlays.add_commands(add)
 
+    cli_plan.add_commands(add)
     cli_data.add_commands(add)
     cli_build.add_commands(add)
     cli_megatron.add_commands(add)
@@ -138,6 +142,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_accept(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--accept-numerics-change",
+        dest="accept",
+        action="append_const",
+        const="numerics",
+        default=[],
+        help="go on under another numerics record; the ledger says so from this step on",
+    )
+    sub.add_argument(
+        "--accept-engine-change",
+        dest="accept",
+        action="append_const",
+        const="engine",
+        help="go on with another engine or layout; every record says so from this step on",
+    )
+
+
 def _add_verify_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("paths", nargs="+", type=Path, help="suite or run directories")
     sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
@@ -160,10 +182,14 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script."""
     from data_pipeline.errors import DatasetError
     from suite.launch import RunFailedError
+    from suite.signals import INTERRUPTED, RunInterruptedError
 
     arguments = parse(argv)
     try:
         return int(arguments.run(arguments))
+    except RunInterruptedError as error:
+        print(f"tripod: {error}", file=sys.stderr)
+        return INTERRUPTED
     except (DatasetError, RunFailedError, OSError, ValueError, RuntimeError) as error:
         print(f"tripod: {error}", file=sys.stderr)
         return 2
@@ -175,13 +201,21 @@ def main(argv: list[str] | None = None) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from suite.sweep import sweep
 
-    return sweep(arguments.suite, arguments.root, arguments.overrides, arguments.ranks)
+    return sweep(
+        arguments.suite,
+        arguments.root,
+        arguments.overrides,
+        arguments.ranks,
+        tuple(arguments.accept),
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from suite.data import ensure_dataset
-    from suite.launch import launch
+    from suite.launch import launch, prepare
+    from suite.operation import Operation
     from suite.sweep import compose_suite
+    from suite.train import compose
 
     plan = compose_suite(arguments.suite, arguments.root, arguments.overrides)
     if arguments.rung not in plan.rungs:
@@ -190,8 +224,14 @@ def _train(arguments: argparse.Namespace) -> int:
             f"{', '.join(plan.rungs)}"
         )
     config = ensure_dataset(plan.rungs[arguments.rung], arguments.root.resolve())
-    accept = tuple(arguments.accept)
-    launch(config, plan.run_dir(arguments.rung), arguments.ranks, accept)
+    composed = compose(arguments.suite, arguments.rung, arguments.overrides)
+    operation = Operation.of_composed(composed)
+    run_dir, accept = plan.run_dir(arguments.rung), (*arguments.accept, *composed["accept"])
+    if arguments.prepare:
+        prepare(config, run_dir, dataclasses.replace(operation, accept=accept))
+        print(f"ready: start ranks with `python -m suite.rank {run_dir}` (docs/running.md)")
+        return 0
+    launch(config, run_dir, arguments.ranks, accept, operation)
     return 0
 
 

@@ -18,6 +18,7 @@ def add_commands(add: Add) -> None:
         "data build recipe.yaml --out data/web --workers 8",
     )
     sub.add_argument("recipe", help="a recipe in YAML, or the name of a suite")
+    sub.add_argument("overrides", nargs="*", help="Hydra overrides of a suite: pile=/path/document")
     sub.add_argument("--out", type=Path, help="the directory to create (a suite knows its own)")
     sub.add_argument("--root", type=Path, default=Path("runs"), help="where suites live")
     sub.add_argument("--workers", type=int, help="processes (default: one a core); changes no bit")
@@ -48,11 +49,13 @@ def run_build(arguments: argparse.Namespace) -> int:
         build_dataset(load_recipe(Path(arguments.recipe)), arguments.out, workers, say)
         return 0
     root = arguments.root.resolve()
-    config = next(iter(compose_suite(arguments.recipe, root).rungs.values()))
+    config = next(iter(compose_suite(arguments.recipe, root, arguments.overrides).rungs.values()))
     if arguments.out is not None:
         build_dataset(dict(config.data.build), arguments.out, workers, say)
         return 0
     directory = root / config.suite.name / config.data.dir
+    if arguments.launcher is not None and arguments.overrides:
+        raise ValueError("--launcher: expected no overrides, its tasks read the suite's own recipe")
     if arguments.launcher is not None and not (directory / "index.json").exists():
         recipe = dict(config.data.build)
         build_with_launcher(config.suite.name, root, arguments.launcher, workers, recipe)

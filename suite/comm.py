@@ -6,11 +6,14 @@ One process without torchrun is a group of one; every function then works withou
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from suite.placement import placement
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ class Group:
             dist.all_reduce(slots)
         return slots
 
+    def any_rank(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether it is set on any rank: the same answer on all of them."""
+        if self.world == 1:
+            return list(flags)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        counts = torch.tensor([int(flag) for flag in flags], dtype=torch.int64, device=device)
+        dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
+
     def all_gather(self, shard: torch.Tensor) -> torch.Tensor:
         """Concatenates equal shards of all ranks."""
         if self.world == 1:
@@ -71,9 +83,17 @@ class Group:
 
 
 def join_group(timeout_s: int = 600) -> Group:
-    """Joins the group that torchrun describes in the environment; alone where there is none."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
+    """Joins the group that torchrun or srun describes in the environment; alone without either.
+
+    Args:
+        timeout_s: how long a collective waits for a rank that does not answer.
+
+    Raises:
+        PlacementError: half an environment; see `suite.placement`.
+    """
+    place = placement(os.environ)
+    if place.world > 1 and not dist.is_initialized():
+        os.environ.update(place.environment())
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return Group(int(os.environ.get("RANK", "0")), world)
+    return Group(place.rank, place.world)

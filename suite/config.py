@@ -21,7 +21,7 @@ from data_pipeline.canonical import is_sha256_hex
 from data_pipeline.orders import ORDERS
 from suite.families import FAMILIES, problems
 
-SCHEDULES = ("cosine-v1",)
+SCHEDULES = ("cosine-v1", "pythia-v1")
 # "bf16" is autocast over fp32 weights; "bf16-params" computes on a bf16 copy of fp32 weights.
 PRECISIONS = ("fp32", "bf16", "bf16-params")
 REDUCTIONS = ("fixed64-v1",)
@@ -307,6 +307,15 @@ class RunConfig:
         return text.encode()
 
 
+def parse_group(kind: Any, value: Any, path: str) -> Any:
+    """Builds one frozen dataclass from plain mappings, as `RunConfig.from_mapping` builds all.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of another type, named with its path.
+    """
+    return _build(kind, value, path)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         items = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
@@ -341,6 +350,23 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"missing key {prefix}{missing[0]}")
     built = {name: _build(hints[name], item, f"{prefix}{name}") for name, item in value.items()}
     return typing.cast(Any, kind)(**built)
+
+
+T = typing.TypeVar("T")
+
+
+def build(kind: type[T], value: Mapping[str, Any], path: str) -> T:
+    """Builds a nested dataclass of this style from plain mappings.
+
+    Args:
+        kind: the dataclass.
+        value: its keys.
+        path: dotted path of the group, for messages.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of another type, named with its path.
+    """
+    return typing.cast(T, _build(kind, value, path))
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:

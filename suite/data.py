@@ -12,9 +12,10 @@ from data_pipeline.build import build_dataset
 from data_pipeline.datasets import notices, open_index
 from data_pipeline.megatron_build import MegatronPart, build_megatron_index
 from data_pipeline.megatron_index import NeoxPlan
+from data_pipeline.tokenizer import Tokenizer
 from suite.config import ConfigError, RunConfig
 
-_MEGATRON_KEYS = ("parts", "vocab_size", "eod", "eod_policy", "neox")
+_MEGATRON_KEYS = ("parts", "vocab_size", "eod", "eod_policy", "neox", "tokenizer")
 _PLAN_KEYS = ("split", "num_samples", "seq_len", "epochs")
 
 
@@ -67,7 +68,7 @@ def build(recipe: Mapping[str, Any], directory: Path, workers: int) -> None:
     if "megatron" not in recipe:
         build_dataset(dict(recipe), directory, workers=workers, progress=_say)
         return
-    files = dict(recipe["megatron"])
+    files = {"tokenizer": None, **recipe["megatron"]}
     _expect_keys("data.build.megatron", files, _MEGATRON_KEYS)
     plan = files["neox"]
     if plan is not None:
@@ -80,6 +81,7 @@ def build(recipe: Mapping[str, Any], directory: Path, workers: int) -> None:
         files["eod"],
         files["eod_policy"],
         plan,
+        None if files["tokenizer"] is None else Tokenizer.load(files["tokenizer"]),
     )
 
 

@@ -23,16 +23,18 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from checkpoints_manifest.names import canonical_parameters, stored_state
+from suite.assignment import contiguous
 from suite.comm import Group
 from suite.config import NumericsConfig, RunConfig
 from suite.deepspeed_config import check_supported, deepspeed_config
 from suite.deepspeed_optimizer import KINDS, AdamWV1
 from suite.deepspeed_state import MASTER, CanonicalState, TensorSplit
-from suite.engine import QuantumEngine, quanta_of
+from suite.engine import QuantumEngine
 from suite.engine_record import ELASTIC, EngineError, describe, promise_of
 from suite.layout import make_layout
 from suite.loss import quantum_loss
 from suite.models import build_model, checkpoint_blocks
+from suite.noise import QuantumMeter
 from suite.quantise import NonFiniteGradientError, range_limit, verified_quantiser
 from suite.reduction import add_gradients, clip_gradient, mean_gradient
 
@@ -202,7 +204,8 @@ class ElasticDeepSpeed(DeepSpeedEngine):
 
     def __init__(self, config: RunConfig, group: Group) -> None:
         super().__init__(config, group)
-        self._quantise, self.quantiser_name = verified_quantiser("cpu")
+        quantise, self.quantiser_name = verified_quantiser("cpu")
+        self._quantise = self._meter = QuantumMeter(quantise)
         self._limit = range_limit(config.num_quanta)
         self._accumulator = torch.zeros(self.layout.padded, dtype=torch.int64)
         self._took_over = False
@@ -269,10 +272,10 @@ class ElasticDeepSpeed(DeepSpeedEngine):
 class FixedLayoutDeepSpeed(DeepSpeedEngine):
     """Layouts where DeepSpeed adds floats at every quantum."""
 
-    def _quanta(self) -> range:
-        tensor = self.config.engine.tensor_parallel
-        world = self.group.world // tensor
-        return quanta_of(self._data_rank(), world, self.config.num_quanta)
+    def _quanta(self, step: int) -> range:
+        # Whatever the assignment: DeepSpeed's sums depend on it.
+        world = self.group.world // self.config.engine.tensor_parallel
+        return contiguous(step, self._data_rank(), world, self.config.num_quanta)
 
     def _data_rank(self) -> int:
         from deepspeed.utils import groups
@@ -280,7 +283,7 @@ class FixedLayoutDeepSpeed(DeepSpeedEngine):
         return int(groups._get_data_parallel_rank())
 
     def _begin(self) -> None:
-        self._left = len(self._quanta())
+        self._left = len(self._quanta(0))
 
     def _merge(self, values: torch.Tensor) -> torch.Tensor:
         # Ranks that share one copy of the model read the same rows; one of them reports.

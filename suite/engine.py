@@ -2,13 +2,13 @@
 
 One forward and backward handles one quantum of q consecutive sequences, so shapes, and with them
 kernels, never depend on the hardware split. A rank owns a contiguous block of quanta; any
-assignment gives the same bits. Specification: docs/spec/exact-step.md.
+assignment (`suite.assignment`) gives the same bits. Specification: docs/spec/exact-step.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ import torch
 from checkpoints_manifest.names import canonical_parameters, stored_state
 from data_pipeline.digests import sequence_digests
 from suite.adamw import Moments, adamw_v1
+from suite.assignment import Assignment, contiguous
 from suite.comm import Group
 from suite.config import RunConfig
 from suite.engine_record import ELASTIC, describe
 from suite.layout import flatten_parameters, make_layout, point_parameters
 from suite.loss import quantum_loss
 from suite.models import build_model, checkpoint_blocks
+from suite.noise import QuantumMeter
 from suite.quantise import NonFiniteGradientError, range_limit, verified_quantiser
 from suite.reduction import add_gradients, clip_gradient, mean_gradient
 
@@ -35,7 +37,8 @@ class StepResult:
 
     `loss` is the mean over the batch in nats per token, `sequence_losses` its B terms (fp32 array),
     `sequence_digests` the digests of the ids that were fed to the model, in row order, `gradient`
-    the `gradient-digest-v1` of the reduced gradient before clipping.
+    the `gradient-digest-v1` of the reduced gradient before clipping, `quantum_squares` the squared
+    gradient norm of each quantum (fp64 [V]; empty where the engine does not measure it).
     """
 
     loss: float
@@ -44,6 +47,7 @@ class StepResult:
     grad_norm: float
     clip_coef: float
     gradient: str
+    quantum_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 class QuantumEngine:
@@ -55,6 +59,9 @@ class QuantumEngine:
 
     config: RunConfig
     group: Group
+    # Which quanta a rank computes, and what measures their norms, where the engine can.
+    assignment: Assignment = staticmethod(contiguous)
+    _meter: QuantumMeter | None = None
 
     def step(self, update: int, lr: float, read: Reader) -> StepResult:
         """Computes one update from its global batch; all ranks call it together.
@@ -64,25 +71,27 @@ class QuantumEngine:
         """
         config = self.config
         quantum, rows = config.numerics.quantum, config.data.batch_size
-        # Slots per row: loss; and one flag for values that fixed64-v1 cannot hold. Disjoint, so the
-        # sum is exact.
-        slots = torch.zeros(rows + 1, dtype=torch.float64)
+        count = config.num_quanta
+        # Slots per row: loss; per quantum: how many values fixed64-v1 cannot hold, and the squared
+        # gradient norm. Disjoint, so the sum is exact.
+        slots = torch.zeros(rows + 2 * count, dtype=torch.float64)
         digests = torch.zeros(rows, 32, dtype=torch.uint8)
         self._begin()
-        for index in self._quanta():
+        for index in self._quanta(update - 1):
             first = index * quantum
             ids = torch.from_numpy(read(first, first + quantum))
             losses, bad = self._backward(ids, (update - 1) * rows + first)
             slots[first : first + quantum] = losses.double()
-            slots[rows] += bad
+            slots[rows + index] = bad
+            slots[rows + count + index] = self._meter.take() if self._meter else 0.0
             fed = b"".join(sequence_digests(ids.numpy()))
             digests[first : first + quantum] = torch.frombuffer(
                 bytearray(fed), dtype=torch.uint8
             ).view(quantum, 32)
         slots, digests = self._merge(slots), self._merge(digests)
-        row_losses = slots[:rows].numpy()
-        if slots[rows] or not np.isfinite(row_losses).all():
-            raise NonFiniteGradientError(_non_finite(update, row_losses, int(slots[rows])))
+        row_losses, bad_values, squares = np.split(slots.numpy(), [rows, rows + count])
+        if bad_values.any() or not np.isfinite(row_losses).all():
+            raise non_finite(update, row_losses, bad_values)
         norm, coef, gradient = self._update(update, lr)
         return StepResult(
             loss=sum(row_losses.tolist()) / rows,
@@ -91,10 +100,11 @@ class QuantumEngine:
             grad_norm=norm,
             clip_coef=coef,
             gradient=gradient,
+            quantum_squares=squares if self._meter else np.zeros(0),
         )
 
-    def _quanta(self) -> range:
-        return quanta_of(self.group.rank, self.group.world, self.config.num_quanta)
+    def _quanta(self, step: int) -> Sequence[int]:
+        return self.assignment(step, self.group.rank, self.group.world, self.config.num_quanta)
 
     def _merge(self, values: torch.Tensor) -> torch.Tensor:
         return self.group.fill_slots(values)
@@ -146,7 +156,8 @@ class ExactEngine(QuantumEngine):
             point_parameters(self._parameters, self.layout, self.flat)
         self.moments = Moments(torch.zeros_like(self.weights), torch.zeros_like(self.weights))
         self._decayed = self.layout.decayed_spans(group.rank)
-        self._quantise, self.quantiser_name = verified_quantiser(self.flat.device)
+        quantise, self.quantiser_name = verified_quantiser(self.flat.device)
+        self._quantise = self._meter = QuantumMeter(quantise)
         self._accumulator = torch.zeros(self.layout.padded, dtype=torch.int64)
         self._limit = range_limit(config.num_quanta)
 
@@ -227,15 +238,27 @@ class ExactEngine(QuantumEngine):
 
 def quanta_of(rank: int, world: int, num_quanta: int) -> range:
     """The contiguous block of quanta that a rank computes; blocks differ by at most one quantum."""
-    return range(rank * num_quanta // world, (rank + 1) * num_quanta // world)
+    return contiguous(0, rank, world, num_quanta)
 
 
-def _non_finite(update: int, row_losses: np.ndarray, bad: int) -> str:
+def non_finite(
+    update: int, row_losses: np.ndarray, bad_values: np.ndarray
+) -> NonFiniteGradientError:
+    """The refusal of a step, with the rows to look at.
+
+    Args:
+        update: 1-based.
+        row_losses: [B].
+        bad_values: gradient values of each quantum that cannot be held, [V].
+    """
     rows = np.flatnonzero(~np.isfinite(row_losses)).tolist()
-    return (
-        f"update {update}: {bad} gradient values are NaN, Inf or beyond the range of fixed64-v1; "
-        f"rows with a non-finite "
-        f"loss: {rows or 'none'}. Nothing was updated. Look at the batch with `tripod batch RUN "
-        f"--step {update - 1}`, "
-        "then lower the learning rate or mend the data in a new run"
+    quanta = np.flatnonzero(bad_values)
+    size = len(row_losses) // len(bad_values)
+    text = (
+        f"update {update}: {int(bad_values.sum())} gradient values are NaN, Inf or beyond the "
+        f"range of fixed64-v1, in quanta {quanta.tolist() or 'none'}; rows with a non-finite loss: "
+        f"{rows or 'none'}. Nothing was updated. Look at the batch with `tripod batch RUN --step "
+        f"{update - 1}`, then lower the learning rate or mend the data in a new run"
     )
+    blamed = rows or [int(q) * size + row for q in quanta for row in range(size)]
+    return NonFiniteGradientError(text, blamed)

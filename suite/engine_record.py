@@ -15,7 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from checkpoints_manifest.store import ledger_of
+from checkpoints_manifest.recovery import recovery_dir
+from checkpoints_manifest.store import own_manifest, steps_on_disk
+from checkpoints_manifest.writing import MANIFEST, RECOVERY, ledger_of
 from data_pipeline.durable import write_bytes
 from suite.config import ConfigError, EngineConfig, RunConfig
 
@@ -111,11 +113,16 @@ def computed_by(run_dir: Path, first: int, last: int) -> Description:
 
 
 def last_description(run_dir: Path) -> tuple[int, Description]:
-    """Newest step in the ledger, and which engine computed it; step -1 where there is none."""
-    records = ledger_of(run_dir).records()
-    if not records:
-        return -1, {}
-    return int(records[-1]["step"]), description_of(records[-1])
+    """The newest saved step and which engine computed it; step 0 and {} where there is none.
+
+    Recovery checkpoints count; whether their files are sound is checked where they are loaded.
+    """
+    records = ledger_of(run_dir).records()[-1:]
+    last = int(records[0]["step"]) if records else -1
+    later = [step for step in steps_on_disk(run_dir, RECOVERY) if step > last]
+    if later:
+        records = [own_manifest(recovery_dir(run_dir, max(later)) / MANIFEST)]
+    return (int(records[0]["step"]), description_of(records[0])) if records else (0, {})
 
 
 def description_of(record: Mapping[str, Any]) -> Description:
@@ -126,51 +133,66 @@ def description_of(record: Mapping[str, Any]) -> Description:
 
 
 def settle_engine(
-    config: RunConfig, run_dir: Path, ranks: int, accept: tuple[str, ...] = ()
+    config: RunConfig, run_dir: Path, ranks: int | None, accept: tuple[str, ...] = ()
 ) -> None:
     """Before a start: checks that the run may go on with this engine and layout.
 
     Args:
         config: as the command composed it.
         run_dir: the run directory, its `config.json` written.
-        ranks: ranks that will compute.
+        ranks: ranks that will compute; None where they are started elsewhere: each of them checks
+            again (`check_continues`).
         accept: changes that the user accepts by name; "engine" is the one that matters here.
 
     Raises:
-        ConfigError: another engine, version or layout than before, and it is not accepted; or
-        `accept` names something unknown.
+        ConfigError: another engine, version or layout than before, and it is not accepted.
     """
-    if unknown := sorted(set(accept) - {ACCEPT_ENGINE}):
-        raise ConfigError(f"accept={unknown[0]!r} is not known; allowed: {ACCEPT_ENGINE}")
     stored = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
     step, last = last_description(run_dir)
+    ranks = ranks or int(last.get("ranks", 1))
     wanted = describe(config.engine, ranks)
     before = last or describe(present_engine(stored, run_dir), ranks)
     if wanted == before and config.engine == present_engine(stored, run_dir):
         return
     if _accepted(run_dir, step, wanted):
         return
-    # Back to what the newest checkpoint names, before another one did: nothing to accept.
-    if wanted != last and ACCEPT_ENGINE not in accept:
-        raise ConfigError(_refusal(run_dir, before, wanted))
-    change = {
-        "since": max(step, 0),
-        "engine": dataclasses.asdict(config.engine),
-        "description": wanted,
-    }
-    text = json.dumps([*_changes(run_dir), change], sort_keys=True, indent=1)
+    changes = [change for change in _changes(run_dir) if change["since"] < step]
+    if wanted != last:
+        if ACCEPT_ENGINE not in accept:
+            raise ConfigError(_refusal(run_dir, before, wanted))
+        engine = dataclasses.asdict(config.engine)
+        changes.append({"since": step, "engine": engine, "description": wanted})
+    # Else back to what the newest checkpoint names: changes that computed nothing are dropped.
+    text = json.dumps(changes, sort_keys=True, indent=1)
     write_bytes(run_dir / _FILE, text.encode() + b"\n")
 
 
-def check_continues(run_dir: Path, description: Description) -> None:
-    """In a rank, before it computes: the same check against the ledger, for any way of starting.
+def check_continues(
+    run_dir: Path, description: Description, record: Mapping[str, Any] | None
+) -> dict[str, Description]:
+    """In a rank, before it computes: the same check, against the state it continues from.
+
+    Args:
+        run_dir: the run.
+        description: of the engine that will compute.
+        record: of the checkpoint that it continues from; None at the start of a run.
+
+    Returns:
+        What every record from here on says: the `engine` field, whose `since` is the step after
+        which this engine computed. Empty as long as a run has only had the reference engine.
 
     Raises:
         EngineError: naming each differing field.
     """
-    step, last = last_description(run_dir)
-    if last and last != description and not _accepted(run_dir, step, description):
-        raise EngineError(_refusal(run_dir, last, description))
+    step = 0 if record is None else int(record["step"])
+    before = description if record is None else description_of(record)
+    if before != description and not _accepted(run_dir, step, description):
+        raise EngineError(_refusal(run_dir, before, description))
+    changes = _changes(run_dir)
+    if description["name"] == "reference" and not changes:
+        return {}
+    since = min(int(changes[-1]["since"]), step) if changes else 0
+    return {"engine": {**description, "since": since}}
 
 
 def check_same_engine(expected: Description, found: Description, run_dir: Path) -> None:
@@ -183,29 +205,11 @@ def check_same_engine(expected: Description, found: Description, run_dir: Path) 
         raise EngineError(_refusal(run_dir, expected, found))
 
 
-def record_field(run_dir: Path, description: Description) -> dict[str, Description]:
-    """The `engine` field of the next record, as a mapping to merge; empty where it is left out.
-
-    It is left out as long as a run has only had the reference engine. `since` is the step after
-    which this engine computed.
-    """
-    records = ledger_of(run_dir).records()
-    if description["name"] == "reference" and not any("engine" in record for record in records):
-        return {}
-    since = 0
-    if records:
-        last = records[-1]
-        same = description_of(last) == description
-        since = last.get("engine", {}).get("since", 0) if same else int(last["step"])
-    return {"engine": {**description, "since": since}}
-
-
 def _accepted(run_dir: Path, step: int, description: Description) -> bool:
+    """Whether the newest accepted change, made at or after `step`, is to this engine."""
     changes = _changes(run_dir)
-    return bool(changes) and (changes[-1]["since"], changes[-1]["description"]) == (
-        max(step, 0),
-        description,
-    )
+    newest = changes[-1] if changes else None
+    return newest is not None and newest["since"] >= step and newest["description"] == description
 
 
 def _changes(run_dir: Path) -> list[dict[str, Any]]:
@@ -223,6 +227,6 @@ def _refusal(run_dir: Path, before: Description, wanted: Description) -> str:
         f"{run_dir} was computed by another engine or layout, and going on could change its "
         "bits:\n  "
         + "\n  ".join(lines)
-        + "\nuse the recorded one, or train on with `--accept engine` (in Hydra accept=[engine]): "
+        + "\nuse the recorded one, or train on with --accept-engine-change: "
         "every checkpoint from then on names the change"
     )

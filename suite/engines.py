@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from suite.assignment import Assignment
 from suite.comm import Group
 from suite.config import RunConfig
 from suite.engine import ExactEngine, Reader, StepResult
@@ -16,6 +17,7 @@ Tensors = dict[str, torch.Tensor]
 class Engine(Protocol):
     """One rank of whatever computes the steps; all ranks call its methods together.
 
+    `assignment` says which quanta a rank computes, where that changes no bit.
     `promise` is "elastic" (one digest on any number of ranks) or "fixed-layout" (the same bits
     again, interrupted or not, on the same layout). `description` is the manifest's `engine` field,
     `quantiser_name` which form of the quantiser runs ("none" where there is none).
@@ -23,6 +25,7 @@ class Engine(Protocol):
 
     config: RunConfig
     group: Group
+    assignment: Assignment
     promise: str
     description: dict[str, Any]
     quantiser_name: str

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,8 +37,12 @@ Quantiser = Callable[[torch.Tensor, torch.Tensor, float], int]
 class NonFiniteGradientError(FloatingPointError):
     """A gradient was NaN, Inf or too large for `fixed64-v1`.
 
-    The step was stopped before the update.
+    The step was stopped before the update. `rows` are the rows of the batch to look at.
     """
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 def range_limit(num_quanta: int) -> float:

@@ -1,9 +1,10 @@
 """The logs of a run: append-only, deterministic, without duplicates after a resume.
 
 `metrics.jsonl` (one line per update), `sequence_loss.f32` (B little-endian float32 per update: each
-sequence's loss at the moment it was first trained on) and `order.log` (the 32-byte leaf of every
-step). Wall times go to `timing.jsonl`, which is never compared. Resuming from checkpoint n verifies
-that the first n entries are those the manifest names, then cuts the rest.
+sequence's loss at the moment it was first trained on), `order.log` (the 32-byte leaf of every
+step), `noise.jsonl` (`suite.noise`) and `spikes.jsonl` (`suite.spikes`). Wall times go to
+`timing.jsonl`, which is never compared. Resuming from checkpoint n verifies that the first n
+entries are those the manifest names, then cuts the rest.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import numpy as np
 
 from data_pipeline.digests import chain_next, leaf
 from suite.engine import StepResult
+from suite.noise import noise_line
+from suite.spikes import Describe, SpikeRule, spike_line
 
 METRICS, LOSSES, ORDER, TIMING = "metrics.jsonl", "sequence_loss.f32", "order.log", "timing.jsonl"
+NOISE, SPIKES = "noise.jsonl", "spikes.jsonl"
 
 
 class LogError(RuntimeError):
@@ -54,13 +58,21 @@ class Recorder:
         the run.
         batch_size: B.
         batch_tokens: target tokens per step.
+        describe: what a step reads, for the log of spikes; without it there is none.
     """
 
     def __init__(
-        self, run_dir: Path, chain: bytes, expected: bytes, batch_size: int, batch_tokens: int
+        self,
+        run_dir: Path,
+        chain: bytes,
+        expected: bytes,
+        batch_size: int,
+        batch_tokens: int,
+        describe: Describe | None = None,
     ) -> None:
         self.run_dir, self.chain, self.expected = run_dir, chain, expected
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self._describe, self._rule = describe, SpikeRule()
         self._files: dict[str, BinaryIO] = {}
         self._metrics_digest = hashlib.sha256()
 
@@ -79,6 +91,7 @@ class Recorder:
                 "restore the file, or start the run again in an empty directory"
             )
         self._metrics_digest.update(kept)
+        self._rule = SpikeRule(json.loads(line)["loss"] for line in kept.splitlines())
         sizes = {METRICS: len(kept), LOSSES: 4 * self.batch_size * step, ORDER: 32 * step}
         for name, size in sizes.items():
             path = self.run_dir / name
@@ -90,6 +103,10 @@ class Recorder:
                 )
             handle = path.open("ab")
             handle.truncate(size)
+            self._files[name] = handle
+        for name in (NOISE, SPIKES):
+            handle = (self.run_dir / name).open("ab")
+            handle.truncate(_size_up_to(self.run_dir / name, step))
             self._files[name] = handle
         self._files[TIMING] = (self.run_dir / TIMING).open("ab")
 
@@ -115,8 +132,19 @@ class Recorder:
         self._files[METRICS].write(line)
         self._files[LOSSES].write(result.sequence_losses.astype("<f4").tobytes())
         self._files[ORDER].write(found)
+        self._record_health(update, result)
         timing = {"step": update, "seconds": round(seconds, 6)}
         self._files[TIMING].write(json.dumps(timing).encode() + b"\n")
+
+    def _record_health(self, update: int, result: StepResult) -> None:
+        if len(result.quantum_squares) > 1:
+            line = noise_line(update, result.quantum_squares, result.grad_norm, self.batch_size)
+            self._files[NOISE].write(line)
+        spike = self._rule.look(result.loss)
+        if spike is not None and self._describe is not None:
+            described = self._describe(update - 1)
+            line = spike_line(update, result.loss, spike, result.sequence_losses, described)
+            self._files[SPIKES].write(line)
 
     def flush(self) -> str:
         """Makes the logs durable; returns the sha256 of `metrics.jsonl` so far."""
@@ -145,6 +173,19 @@ def _first_lines(path: Path, count: int) -> bytes:
             f"{path}: expected {count} whole lines, found {len(lines)}; restore it or start again"
         )
     return b"".join(lines)
+
+
+def _size_up_to(path: Path, step: int) -> int:
+    """Bytes of the whole lines of a log that are of updates up to `step`."""
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+        except (ValueError, KeyError, TypeError) as error:
+            raise LogError(f"{path}: a line before step {step} is damaged ({error})") from error
+        size += len(line)
+    return size
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

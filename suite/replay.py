@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -147,8 +148,14 @@ def _command(run_dir: Path, segment: Segment, ranks: int, save_to: Path | None) 
     ]
 
 
-def _reason(stderr: str) -> str:
-    """The last error line of a worker, or the end of its output."""
+def _reason(stderr: str, most: int = 20) -> str:
+    """The first error of a worker, all lines of its message; or the end of its output."""
     lines = stderr.strip().splitlines()
-    errors = [line for line in lines if "Error: " in line and not line.startswith(" ")]
-    return errors[0] if errors else "\n".join(lines[-15:])
+    errors = [n for n, line in enumerate(lines) if "Error: " in line and not line.startswith(" ")]
+    if not errors:
+        return "\n".join(lines[-15:])
+    message = lines[errors[0] : errors[0] + most]
+    # After the message: the other ranks and torchrun.
+    other = re.compile(r"Traceback |\[rank|[EWI]\d{4} |=====|$")
+    end = next((n for n, line in enumerate(message) if n and other.match(line)), len(message))
+    return "\n".join(message[:end])

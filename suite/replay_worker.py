@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from checkpoints_manifest.manifest import Record
+from checkpoints_manifest.numerics_breaks import numerics_of
 from checkpoints_manifest.store import checkpoint_dir, ledger_of, load_checkpoint, save_checkpoint
 from checkpoints_manifest.tensor_digest import tensor_leaf, tensors_root
 from data_pipeline.canonical import sha256_hex
@@ -24,6 +25,7 @@ from suite.config import RunConfig
 from suite.engine import StepResult
 from suite.engine_record import check_same_engine, computed_by, engine_of
 from suite.engines import make_engine
+from suite.guard import recorded_numerics
 from suite.launch import die_with_parent
 from suite.numerics import apply_determinism, check_environment, check_same, numerics_record
 from suite.recorder import METRICS, ORDER, metrics_line
@@ -46,8 +48,8 @@ class Replay:
             last: the last step to recompute; the engine is the one that computed these steps.
 
         Raises:
-            NumericsError: this process computes with another numerics record than the run.
-            EngineError: or with another engine, version or layout of it.
+            NumericsError: this process cannot keep the profile of the run.
+            EngineError: it has another engine, version or layout than computed these steps.
         """
         self.run_dir, self.group = run_dir, group
         stored = load_config(run_dir)
@@ -56,9 +58,10 @@ class Replay:
         numerics = self.config.numerics
         self.engine = make_engine(self.config, group)
         check_same_engine(computed_by(run_dir, first, last), self.engine.description, run_dir)
-        record = numerics_record(numerics.profile, numerics.precision, self.engine.quantiser_name)
-        check_environment(record)
-        check_same(json.loads((run_dir / "numerics.json").read_text()), record)
+        self._numerics = numerics_record(
+            numerics.profile, numerics.precision, self.engine.quantiser_name
+        )
+        check_environment(self._numerics)
         self.reader = Reading.of_run(run_dir).reader()
         self.records: dict[int, Record] = {
             record["step"]: record for record in ledger_of(run_dir).records()
@@ -67,7 +70,15 @@ class Replay:
         self._leaves = (run_dir / ORDER).read_bytes()
 
     def run(self, first: int, last: int) -> list[str]:
-        """Recomputes updates first+1 .. last; returns what differed first, or nothing."""
+        """Recomputes updates first+1 .. last; returns what differed first, or nothing.
+
+        Raises:
+            NumericsError: they were computed under another numerics record than this process has.
+            CheckpointError: they cross an accepted change of numerics.
+        """
+        self._computed_under = numerics_of(list(self.records.values()), first, last)
+        recorded = recorded_numerics(self.run_dir, self._computed_under, self._numerics)
+        check_same(recorded, self._numerics)
         weights, moments, _ = load_checkpoint(self.run_dir, first)
         self.engine.load_state(weights, moments)
         self.chain = bytes.fromhex(self.records[first]["order"]["chain"])
@@ -133,8 +144,9 @@ class Replay:
         if self.group.rank:
             return
         record = self.records[max(saved for saved in self.records if saved <= step)]
-        shared = ("suite", "rung", "numerics", "config", "environment", "metrics", "engine")
-        fields = {key: record[key] for key in shared if key in record}
+        kept = ("suite", "rung", "config", "environment", "engine")
+        fields = {key: record[key] for key in kept if key in record}
+        fields["numerics"] = self._computed_under
         fields["tokens"] = step * self.config.batch_tokens
         fields["order"] = {**record["order"], "chain": self.chain.hex()}
         fields["metrics"] = sha256_hex(b"".join(self._lines[:step]))

@@ -24,7 +24,10 @@ from data_pipeline.durable import free_bytes, write_bytes
 from suite.config import ConfigError, RunConfig, sibling_differences
 from suite.data import ensure_dataset
 from suite.launch import RunFailedError, default_ranks, die_with_parent
+from suite.preflight import preflight
+from suite.preflight_refusal import refusal
 from suite.publish import publish_run
+from suite.signals import INTERRUPTED, RunInterruptedError, run_passing_on
 from suite.train import compose, suite_names
 from suite.verify import verify_all
 from suite.verify_order import Verdict
@@ -54,7 +57,7 @@ def compose_suite(suite: str, root: Path, overrides: list[str] | None = None) ->
     """
     if suite not in suite_names():
         raise ConfigError(f"no suite {suite!r}; the suites are: {', '.join(suite_names())}")
-    first = _ladder(suite)
+    first = ladder(suite)
     rungs = {name: RunConfig.from_mapping(compose(suite, name, overrides)) for name in first}
     axes = next(iter(rungs.values())).suite.axes
     lines = sibling_differences({name: c.to_record() for name, c in rungs.items()}, axes)
@@ -66,7 +69,8 @@ def compose_suite(suite: str, root: Path, overrides: list[str] | None = None) ->
     return Sweep(root.resolve() / suite, rungs)
 
 
-def _ladder(suite: str) -> list[str]:
+def ladder(suite: str) -> list[str]:
+    """The rungs of a suite by name, as its file lists them."""
     from omegaconf import OmegaConf
 
     from suite.train import config_dir
@@ -84,17 +88,38 @@ def is_complete(config: RunConfig, run_dir: Path) -> bool:
 
 
 def sweep(
-    suite: str, root: Path, overrides: list[str] | None = None, ranks: int | None = None
+    suite: str,
+    root: Path,
+    overrides: list[str] | None = None,
+    ranks: int | None = None,
+    accept: tuple[str, ...] = (),
 ) -> int:
-    """Brings a suite to its report; returns the exit status (1 when a verification failed)."""
+    """Brings a suite to its report.
+
+    Args:
+        suite: its name.
+        root: where suites live.
+        overrides: Hydra overrides for every rung.
+        ranks: ranks per run; changes no bit.
+        accept: changes to accept at this start; see `suite.launch.launch`.
+
+    Returns:
+        The exit status: 0 done, 1 a verification failed, 2 it cannot run here (reasons printed).
+    """
     plan = compose_suite(suite, root, overrides)
+    asked = [*(overrides or []), *([f"hardware.ranks={ranks}"] if ranks else [])]
+    failures = preflight(plan, asked)
+    if failures:
+        print(refusal(plan, failures, asked))
+        return 2
     plan.directory.mkdir(parents=True, exist_ok=True)
     lock = _lock(plan.directory)
     try:
         _check_disk(plan)
         first = next(iter(plan.rungs.values()))
+        settings = [*asked, *([f"accept=[{','.join(accept)}]"] if accept else [])]
         _timed("data", lambda: _data(first, root, plan.directory))
-        _timed("train", lambda: _train(plan, suite, root, overrides or [], ranks))
+        _timed("train", lambda: _train(plan, suite, root, settings))
         _timed("publish", lambda: _publish(plan))
         ok = _timed("verify", lambda: _verify(plan))
         _timed("analyze", lambda: _report(plan.directory))
@@ -150,7 +175,7 @@ def _data(config: RunConfig, root: Path, directory: Path) -> bool:
     return True
 
 
-def _train(plan: Sweep, suite: str, root: Path, overrides: list[str], ranks: int | None) -> bool:
+def _train(plan: Sweep, suite: str, root: Path, settings: list[str]) -> bool:
     missing = [name for name, c in plan.rungs.items() if not is_complete(c, plan.run_dir(name))]
     for name in plan.rungs:
         if name not in missing:
@@ -159,12 +184,12 @@ def _train(plan: Sweep, suite: str, root: Path, overrides: list[str], ranks: int
         return True
     command = [sys.executable, "-m", "suite.train", "--multirun", f"suite={suite}"]
     command += [f"rung={','.join(missing)}", f"root={root.resolve()}"]
-    command += ([f"hardware.ranks={ranks}"] if ranks else []) + overrides
-    done = subprocess.run(command, preexec_fn=die_with_parent, check=False)
-    if done.returncode:
+    status = run_passing_on(command + settings, die_with_parent)
+    if status == INTERRUPTED:
+        raise RunInterruptedError("the sweep was asked to stop; the same command carries on")
+    if status:
         raise RunFailedError(
-            f"training stopped with status {done.returncode} (reason above); the same command "
-            f"carries on"
+            f"training stopped with status {status} (reason above); the same command carries on"
         )
     return True
 

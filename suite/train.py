@@ -6,6 +6,7 @@ The composed config is turned into frozen dataclasses here, and nothing below se
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from suite.config import ConfigError, RunConfig
 from suite.launch import RunFailedError, launch
+from suite.operation import Operation
+from suite.signals import INTERRUPTED, RunInterruptedError
 
 
 def compose(suite: str, rung: str, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -38,6 +41,12 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in (Path(config_dir()) / "suite").glob("*.yaml"))
 
 
+def declared_axes(suite: str) -> tuple[str, ...]:
+    """Keys in which rungs of a suite may differ, as its file says; none for an unknown suite."""
+    path = Path(config_dir()) / "suite" / f"{suite}.yaml"
+    return tuple(OmegaConf.load(path).suite.axes) if path.exists() else ()
+
+
 def to_mapping(config: DictConfig) -> dict[str, Any]:
     """Plain nested mappings of a composed config, interpolations resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -59,15 +68,15 @@ def main(config: DictConfig) -> None:
     from suite.data import ensure_dataset
 
     run = ensure_dataset(RunConfig.from_mapping(mapping), root)
+    operation = Operation.of_composed(mapping)
+    run_dir, accept = root / run.suite.name / run.rung.name, tuple(mapping["accept"])
     try:
-        launch(
-            run,
-            root / run.suite.name / run.rung.name,
-            mapping["hardware"]["ranks"],
-            tuple(mapping["accept"]),
-        )
+        launch(run, run_dir, accept=accept, operation=operation)
     except (ConfigError, RunFailedError) as error:
         raise SystemExit(f"tripod: {error}") from error
+    except RunInterruptedError as error:
+        print(f"tripod: {error}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 The loss of checkpoint n on the batch of its next step must equal, bit for bit, what the trainer
 logged for that step. One number checks weights, export, order and label at once. The published
 revision in the local Hub is loaded when there is one (so the export is checked too), else the run's
-own checkpoint. Runs as its own process under the run's numerics: `python -m suite.verify_labels
-RUN_DIR [...]`; prints one JSON line per run.
+own checkpoint. Steps that were computed under another numerics record, which the ledger then
+states, are left out and counted. Runs as its own process under the run's numerics: `python -m
+suite.verify_labels RUN_DIR [...]`; prints one JSON line per run.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints_manifest.manifest import Ledger
+from checkpoints_manifest.numerics_breaks import numerics_of
 from data_pipeline.reading import Reading
 from suite.config import RunConfig
 from suite.engine_record import engine_of
+from suite.guard import recorded_numerics
 from suite.numerics import apply_determinism, check_same, numerics_record, profile_environment
 from suite.recorder import read_sequence_losses
 from suite.verify_order import Verdict, load_config
@@ -45,6 +48,9 @@ def verify_labels(run_dirs: list[Path]) -> Verdict:
         f"{checked} checkpoints, next-step loss equal bit for bit "
         f"({published} read from the local Hub)"
     )
+    left_out = sum(result["left_out"] for result in results)
+    if left_out:
+        detail += f"; {left_out} of an earlier numerics record left out"
     if left := sum(result["left"] for result in results):
         detail += f"; {left} trained with tensor parallelism are left to `tripod replay`"
     return Verdict("labels", tuple(failures), detail)
@@ -54,19 +60,24 @@ def check_run(run_dir: Path) -> dict[str, object]:
     """Compares each checkpoint of one run with the trainer's log; see the module's contract."""
     config = load_config(run_dir)
     numerics = config.numerics
-    record = numerics_record(numerics.profile, numerics.precision, "none")
-    check_same(json.loads((run_dir / "numerics.json").read_text()), record)
+    present = numerics_record(numerics.profile, numerics.precision, "none")
+    records = Ledger(run_dir / "manifest.jsonl").records()
+    newest = recorded_numerics(run_dir, records[-1]["numerics"], present)
+    check_same(newest, present)
     data = config.data
     reader = Reading.of_run(run_dir).reader()
     logged = read_sequence_losses(run_dir, data.batch_size)
     failures: list[str] = []
-    checked = published = left = 0
-    for step in [record["step"] for record in Ledger(run_dir / "manifest.jsonl").records()]:
+    checked = published = left_out = left = 0
+    for step in [record["step"] for record in records]:
         if step >= len(logged):
             continue
         if engine_of(run_dir, config, step + 1).tensor_parallel > 1:
             # Its losses are partial sums of several ranks; one process cannot give their bits.
             left += 1
+            continue
+        if numerics_of(records, step, step + 1) != records[-1]["numerics"]:
+            left_out += 1
             continue
         weights, from_hub = _weights(config, run_dir, step)
         found = batch_losses(config, weights, reader.ids(step), step)
@@ -85,6 +96,7 @@ def check_run(run_dir: Path) -> dict[str, object]:
         "checked": checked,
         "published": published,
         "left": left,
+        "left_out": left_out,
         "failures": failures,
     }
 

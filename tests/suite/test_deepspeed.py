@@ -206,7 +206,7 @@ def test_another_number_of_ranks_or_engine_is_refused_until_accepted(killed):
     ):
         done = train(root, *overrides, ranks=ranks)
         assert done.returncode != 0
-        for word in [*words, "--accept engine"]:
+        for word in [*words, "--accept-engine-change"]:
             assert word in done.stderr
     assert (run / "manifest.jsonl").read_bytes() == before
 
@@ -214,7 +214,7 @@ def test_another_number_of_ranks_or_engine_is_refused_until_accepted(killed):
 def test_a_zero3_checkpoint_continues_in_the_reference_engine_and_the_manifest_says_so(killed):
     root, run = killed
     step = latest_complete_step(run)
-    done = train(root, "--accept", "engine")
+    done = train(root, "--accept-engine-change")
     assert done.returncode == 0, done.stderr[-2000:]
     # The change is settled: the same command without `accept` has nothing more to do.
     assert train(root).returncode == 0

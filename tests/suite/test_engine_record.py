@@ -18,7 +18,6 @@ from suite.engine_record import (
     engine_of,
     present_engine,
     promise_of,
-    record_field,
     settle_engine,
     with_present_engine,
 )
@@ -41,8 +40,18 @@ def run(mapping, tmp_path):
     config = dataclasses.replace(RunConfig.from_mapping(mapping), engine=ZERO3)
     write_config(config, tmp_path)
     for step in (0, 4):
-        enter(tmp_path, step, record_field(tmp_path, describe(ZERO3, 2)))
+        enter(tmp_path, step, fields_of(tmp_path, ZERO3, 2))
     return config, tmp_path
+
+
+def newest(run_dir):
+    records = Ledger(run_dir / "manifest.jsonl").records()
+    return records[-1] if records else None
+
+
+def fields_of(run_dir, engine, ranks):
+    """What a rank on this engine would write into the next record."""
+    return check_continues(run_dir, describe(engine, ranks), newest(run_dir))
 
 
 def enter(run_dir, step, fields):
@@ -101,13 +110,14 @@ def test_a_bad_engine_is_named(settings, word):
 
 
 def test_records_name_the_engine_only_where_it_is_not_the_reference_alone(run, tmp_path_factory):
-    _, run_dir = run
+    config, run_dir = run
     assert computed_by(run_dir, 0, 4) == describe(ZERO3, 2)
     empty = tmp_path_factory.mktemp("reference")
-    assert record_field(empty, describe(REFERENCE, 2)) == {}
-    assert record_field(empty, describe(ZERO3, 2))["engine"]["since"] == 0
+    assert fields_of(empty, REFERENCE, 2) == {}
+    assert fields_of(empty, ZERO3, 2)["engine"]["since"] == 0
     # After a change the reference is named too.
-    assert record_field(run_dir, describe(REFERENCE, 5)) == {
+    settle_engine(dataclasses.replace(config, engine=REFERENCE), run_dir, 5, ("engine",))
+    assert fields_of(run_dir, REFERENCE, 5) == {
         "engine": {"name": "reference", "promise": "elastic", "since": 4}
     }
 
@@ -115,16 +125,18 @@ def test_records_name_the_engine_only_where_it_is_not_the_reference_alone(run, t
 def test_a_change_is_refused_then_accepted_then_settled(run):
     config, run_dir = run
     other = dataclasses.replace(config, engine=REFERENCE)
-    with pytest.raises(ConfigError, match=r"zero_stage: expected 3, found None(.|\n)*--accept"):
+    with pytest.raises(
+        ConfigError, match=r"zero_stage: expected 3, found None(.|\n)*--accept-engine-change"
+    ):
         settle_engine(other, run_dir, 2)
     with pytest.raises(EngineError, match="name: expected 'deepspeed', found 'reference'"):
-        check_continues(run_dir, describe(REFERENCE, 2))
-    with pytest.raises(ConfigError, match="accept='bits' is not known"):
-        settle_engine(other, run_dir, 2, ("bits",))
+        fields_of(run_dir, REFERENCE, 2)
+    with pytest.raises(ConfigError):
+        settle_engine(other, run_dir, 2, ("numerics",))
     assert not (run_dir / "engine.json").exists()
     settle_engine(other, run_dir, 2, ("engine",))
     settle_engine(other, run_dir, 3)
-    check_continues(run_dir, describe(REFERENCE, 5))
+    fields_of(run_dir, REFERENCE, 5)
     assert with_present_engine(config, run_dir).engine == REFERENCE
     # What is stored is what the run was started with.
     assert json.loads((run_dir / "config.json").read_text())["engine"]["zero_stage"] == 3
@@ -134,7 +146,7 @@ def test_a_change_is_refused_then_accepted_then_settled(run):
     assert present_engine(config, run_dir) == ZERO3
     assert computed_by(run_dir, 0, 6) == describe(ZERO3, 2)
     settle_engine(other, run_dir, 2, ("engine",))
-    enter(run_dir, 6, record_field(run_dir, describe(REFERENCE, 2)))
+    enter(run_dir, 6, fields_of(run_dir, REFERENCE, 2))
     with pytest.raises(ConfigError, match="expected 'reference', found 'deepspeed'"):
         settle_engine(config, run_dir, 2)
 
@@ -146,8 +158,7 @@ def test_a_fixed_layout_keeps_its_number_of_ranks(run):
         settle_engine(config, run_dir, 4)
     settle_engine(config, run_dir, 4, ("engine",))
     assert present_engine(config, run_dir) == ZERO3
-    check_continues(run_dir, describe(ZERO3, 4))
-    assert record_field(run_dir, describe(ZERO3, 4))["engine"]["since"] == 4
+    assert fields_of(run_dir, ZERO3, 4)["engine"]["since"] == 4
 
 
 def test_a_segment_across_a_change_has_no_one_engine(run):
@@ -159,7 +170,7 @@ def test_a_segment_across_a_change_has_no_one_engine(run):
             computed_by(run_dir, 0, 6)
         assert computed_by(run_dir, 4, 6) == describe(REFERENCE, 1)
         assert computed_by(run_dir, 0, 4) == describe(ZERO3, 2)
-        enter(run_dir, step, record_field(run_dir, describe(REFERENCE, 2)))
+        enter(run_dir, step, fields_of(run_dir, REFERENCE, 2))
 
 
 BROKEN = [
@@ -172,7 +183,7 @@ BROKEN = [
 @pytest.mark.parametrize("change", [{}, *BROKEN])
 def test_both_readers_of_records_know_the_engine_and_nothing_else_about_it(run, change):
     _, run_dir = run
-    (field,) = record_field(run_dir, describe(ZERO3, 2)).values()
+    (field,) = fields_of(run_dir, ZERO3, 2).values()
     record = {**a_record(0), "engine": {**field, **change}}
     for engine in (record["engine"], {"name": "reference", "promise": "elastic", "since": 3}):
         if engine is record["engine"] and change:
@@ -184,3 +195,24 @@ def test_both_readers_of_records_know_the_engine_and_nothing_else_about_it(run, 
             whole = {**record, "engine": engine}
             check_record(whole, "a record")
             assert standalone.parse_record(canonical_json(whole), "a record") == whole
+
+
+def test_a_recovery_checkpoint_counts_as_the_newest_state(run):
+    config, run_dir = run
+    record = a_record(6, record_digest(newest(run_dir)), **fields_of(run_dir, ZERO3, 2))
+    path = run_dir / "recovery" / "step6" / "manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(canonical_json(record))
+    other = dataclasses.replace(config, engine=REFERENCE)
+    settle_engine(other, run_dir, 2, ("engine",))
+    assert check_continues(run_dir, describe(REFERENCE, 2), record)["engine"]["since"] == 6
+    assert (engine_of(run_dir, config, 6), engine_of(run_dir, config, 7)) == (ZERO3, REFERENCE)
+    # Where it cannot be read, the run goes on from the ledger's checkpoint, and says so.
+    assert fields_of(run_dir, REFERENCE, 2)["engine"]["since"] == 4
+
+
+def test_a_start_elsewhere_is_settled_too(run):
+    config, run_dir = run
+    settle_engine(config, run_dir, None)
+    with pytest.raises(ConfigError, match="found 'reference'"):
+        settle_engine(dataclasses.replace(config, engine=REFERENCE), run_dir, None)

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints_manifest.manifest import record_digest
-from checkpoints_manifest.store import describe_file, ledger_of
+from checkpoints_manifest.store import ledger_of
 from checkpoints_manifest.tensor_digest import file_leaves, tensors_root
+from checkpoints_manifest.writing import describe_file
 from data_pipeline.canonical import canonical_json
 from suite.replay import Segment, random_segments, segment_of
 from tests.suite.smoke import flip, tripod
