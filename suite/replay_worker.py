@@ -20,7 +20,7 @@ from checkpoints_manifest.tensor_digest import tensor_leaf, tensors_root
 from data_pipeline.canonical import sha256_hex
 from data_pipeline.digests import chain_next, leaf
 from data_pipeline.reading import Reading
-from suite.comm import Group, join_group
+from suite.comm import Group, join_group, leave_group
 from suite.config import RunConfig
 from suite.engine import StepResult
 from suite.engine_record import check_same_engine, computed_by, engine_of
@@ -194,6 +194,7 @@ def main() -> int:
     if group.rank == 0:
         print(json.dumps({"failures": failures}), flush=True)
     group.barrier()
+    leave_group()
     return 0
 
 

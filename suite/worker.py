@@ -25,7 +25,7 @@ from data_pipeline.batches import BatchReader
 from data_pipeline.leaves import expected_leaves
 from data_pipeline.reading import Reading
 from suite.assignment import ASSIGNMENTS
-from suite.comm import Group, join_group
+from suite.comm import Group, join_group, leave_group
 from suite.config import RunConfig
 from suite.engine import Reader
 from suite.engine_record import check_continues, with_present_engine
@@ -152,12 +152,12 @@ def main() -> int:
         # The other ranks are stopped by torchrun; the first to fail says why.
         leave_reason(error, run_dir)
         raise
-    if step == config.train.steps:
-        return 0
-    if group.rank == 0:
+    complete = step == config.train.steps
+    if group.rank == 0 and not complete:
         leave_mark(run_dir, step)
     group.barrier()
-    return INTERRUPTED
+    leave_group()
+    return 0 if complete else INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from suite.comm import Group, join_group
+from suite.comm import Group, join_group, leave_group
 from suite.config import EngineConfig
 from suite.engine_record import EngineError
 from suite.engines import make_engine
@@ -178,3 +178,5 @@ if __name__ == "__main__":
     chosen = elastic(group) if sys.argv[1] == "elastic" else fixed(group, Path(sys.argv[2]))
     if group.rank == 0:
         print(json.dumps({"threads": torch.get_num_threads(), **chosen}), flush=True)
+    group.barrier()
+    leave_group()
