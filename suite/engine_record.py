@@ -8,6 +8,7 @@ and the `engine` field of every later record say so. No torch and no DeepSpeed i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.recovery import recovery_dir
-from checkpoints_manifest.store import own_manifest, steps_on_disk
+from checkpoints_manifest.store import checkpoint_dir, own_manifest, steps_on_disk
 from checkpoints_manifest.writing import MANIFEST, RECOVERY, ledger_of
 from data_pipeline.durable import write_bytes
 from suite.config import ConfigError, EngineConfig, RunConfig
@@ -115,14 +117,23 @@ def computed_by(run_dir: Path, first: int, last: int) -> Description:
 def last_description(run_dir: Path) -> tuple[int, Description]:
     """The newest saved step and which engine computed it; step 0 and {} where there is none.
 
-    Recovery checkpoints count; whether their files are sound is checked where they are loaded.
+    Checkpoints that a killed process did not enter into the ledger count, and recovery checkpoints;
+    whether their files are sound is checked where they are loaded.
     """
     records = ledger_of(run_dir).records()[-1:]
     last = int(records[0]["step"]) if records else -1
-    later = [step for step in steps_on_disk(run_dir, RECOVERY) if step > last]
-    if later:
-        records = [own_manifest(recovery_dir(run_dir, max(later)) / MANIFEST)]
+    for path in sorted(_unlisted(run_dir, last), key=lambda path: int(path.name[len("step") :])):
+        with contextlib.suppress(CheckpointError):  # the start itself says what is wrong with it
+            records = [own_manifest(path / MANIFEST)]
     return (int(records[0]["step"]), description_of(records[0])) if records else (0, {})
+
+
+def _unlisted(run_dir: Path, last: int) -> list[Path]:
+    science = [checkpoint_dir(run_dir, step) for step in steps_on_disk(run_dir) if step > last]
+    recovery = [
+        recovery_dir(run_dir, step) for step in steps_on_disk(run_dir, RECOVERY) if step > last
+    ]
+    return science + recovery
 
 
 def description_of(record: Mapping[str, Any]) -> Description:

@@ -197,10 +197,12 @@ def test_both_readers_of_records_know_the_engine_and_nothing_else_about_it(run, 
             assert standalone.parse_record(canonical_json(whole), "a record") == whole
 
 
-def test_a_recovery_checkpoint_counts_as_the_newest_state(run):
+@pytest.mark.parametrize("kind", ["recovery", "checkpoints"])
+def test_a_checkpoint_that_is_in_no_ledger_counts_as_the_newest_state(run, kind):
+    """A recovery checkpoint, or one that a killed process did not enter."""
     config, run_dir = run
     record = a_record(6, record_digest(newest(run_dir)), **fields_of(run_dir, ZERO3, 2))
-    path = run_dir / "recovery" / "step6" / "manifest.json"
+    path = run_dir / kind / "step6" / "manifest.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(canonical_json(record))
     other = dataclasses.replace(config, engine=REFERENCE)
