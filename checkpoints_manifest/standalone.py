@@ -88,6 +88,31 @@ def is_name(value: Any) -> bool:
     return type(value) is str and re.fullmatch("[A-Za-z0-9_][A-Za-z0-9._-]*", value) is not None
 
 
+def is_options(value: Any) -> bool:
+    """Strings by name."""
+    return type(value) is dict and all(type(item) is str for item in value.values())
+
+
+ENGINE = {
+    "name": is_text,
+    "promise": lambda value: value in ("elastic", "fixed-layout"),
+    "since": is_count,
+}
+ENGINE_OPTIONAL = {
+    "version": is_text,
+    "zero_stage": is_count,
+    "offload_optimizer": lambda value: type(value) is bool,
+    "tensor_parallel": lambda value: is_count(value) and value > 0,
+    "options": is_options,
+    "ranks": lambda value: is_count(value) and value > 0,
+}
+
+
+def is_engine(value: Any) -> bool:
+    """Which engine computed a checkpoint."""
+    return not wrong_places(value, ENGINE, optional=ENGINE_OPTIONAL.items())
+
+
 def are_fields(value: Any) -> bool:
     """Names of the fields that a change of numerics changed, each with both values."""
     return (
@@ -118,7 +143,11 @@ RECORD = {
     "previous": lambda value: value is None or is_digest(value),
 }
 CHANGE = {"step": is_count, "from": is_digest, "to": is_digest, "fields": are_fields}
-OPTIONAL = {"same_weights_reason": is_text, "numerics_changes": [CHANGE]}
+OPTIONAL = {
+    "same_weights_reason": is_text,
+    "numerics_changes": [CHANGE],
+    "engine": is_engine,
+}
 
 
 def wrong_places(value: Any, wanted: Any, place: Place = (), optional: Any = ()) -> list[Place]:

@@ -146,10 +146,17 @@ def _add_accept(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--accept-numerics-change",
         dest="accept",
-        action="store_const",
-        const=("numerics",),
-        default=(),
+        action="append_const",
+        const="numerics",
+        default=[],
         help="go on under another numerics record; the ledger says so from this step on",
+    )
+    sub.add_argument(
+        "--accept-engine-change",
+        dest="accept",
+        action="append_const",
+        const="engine",
+        help="go on with another engine or layout; every record says so from this step on",
     )
 
 
@@ -195,7 +202,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from suite.sweep import sweep
 
     return sweep(
-        arguments.suite, arguments.root, arguments.overrides, arguments.ranks, arguments.accept
+        arguments.suite,
+        arguments.root,
+        arguments.overrides,
+        arguments.ranks,
+        tuple(arguments.accept),
     )
 
 

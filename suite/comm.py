@@ -97,3 +97,12 @@ def join_group(timeout_s: int = 600) -> Group:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return Group(place.rank, place.world)
+
+
+def leave_group() -> None:
+    """Ends the threads of the process group; all ranks call it when they are done.
+
+    A process that exits with them running may abort (seen with DeepSpeed's groups on gloo).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -22,10 +22,13 @@ from data_pipeline.orders import ORDERS
 from suite.families import FAMILIES, problems
 
 SCHEDULES = ("cosine-v1", "pythia-v1")
-PRECISIONS = ("fp32", "bf16")
+# "bf16" is autocast over fp32 weights; "bf16-params" computes on a bf16 copy of fp32 weights.
+PRECISIONS = ("fp32", "bf16", "bf16-params")
 REDUCTIONS = ("fixed64-v1",)
 PROFILES = ("portable-x86", "native")
 MODES = ("exact",)
+ENGINES = ("reference", "deepspeed")
+ZERO_STAGES = (0, 1, 2, 3)
 ACTIVATION_CHECKPOINTING = ("none", "blocks")
 
 
@@ -181,6 +184,49 @@ class NumericsConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """Which engine computes the step; the fields after `name` are DeepSpeed's.
+
+    The reference engine is the default and is in no record: a run whose `config.json` has no
+    `engine` was configured for it. What each DeepSpeed layout promises: docs/deepspeed.md.
+
+    Args:
+        name: "reference" or "deepspeed".
+        zero_stage: what is sharded over data-parallel ranks: 1 optimizer, 2 and gradients, 3 and
+            weights.
+        offload_optimizer: master weights, moments and update on the CPU.
+        tensor_parallel: ranks that share one copy of the model.
+        options: `zero_optimization` settings of DeepSpeed that trade memory for speed; see
+            `suite.deepspeed_config`.
+    """
+
+    name: str = "reference"
+    zero_stage: int = 1
+    offload_optimizer: bool = False
+    tensor_parallel: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("engine.name", self.name, ENGINES)
+        if self.zero_stage not in ZERO_STAGES:
+            raise ConfigError(
+                f"engine.zero_stage={self.zero_stage!r} is not known; allowed: "
+                f"{', '.join(map(str, ZERO_STAGES))}"
+            )
+        _at_least("engine.tensor_parallel", self.tensor_parallel, 1)
+        if self.name == "reference" and not self._is_default():
+            raise ConfigError(
+                "engine.name='reference' has no settings of its own (it is sharded as ZeRO-1 on "
+                "any number of ranks); leave the other keys of engine out, or set "
+                "engine.name=deepspeed"
+            )
+
+    def _is_default(self) -> bool:
+        settings = (self.zero_stage, self.offload_optimizer, self.tensor_parallel)
+        return settings == (1, False, 1) and not self.options
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One rung, resolved. Hardware (how many ranks) is not part of it: it changes no bit."""
 
@@ -190,12 +236,18 @@ class RunConfig:
     train: TrainConfig
     numerics: NumericsConfig
     checkpoints: Mapping[str, Any]
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.numerics.quantum:
             raise ConfigError(
                 f"data.batch_size={self.data.batch_size} is not a multiple of numerics.quantum="
                 f"{self.numerics.quantum}; every quantum must have the same shape"
+            )
+        if self.rung.model.family == "mamba" and self.numerics.precision == "bf16-params":
+            raise ConfigError(
+                "numerics.precision='bf16-params': the reference kernels of mamba in transformers "
+                "mix fp32 states with the weights; use bf16 (autocast) or fp32"
             )
         if self.suite.ladder and self.rung.name not in self.suite.ladder:
             raise ConfigError(
@@ -236,12 +288,14 @@ class RunConfig:
         """The run's identity as plain mappings and lists.
 
         The ladder is not part of it, so a suite can grow; nor is the recipe of the dataset, whose
-        digest stands for it. Optional keys at their default are left out, so a run keeps its bytes
-        when the configuration learns a new key.
+        digest stands for it; nor is the reference engine. Optional keys at their default are left
+        out, so a run keeps its bytes when the configuration learns a new key.
         """
         record = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         for group, key in (("suite", "ladder"), ("suite", "axes"), ("data", "build")):
             record[group].pop(key, None)
+        if self.engine.name == "reference":
+            del record["engine"]
         return record
 
     def to_bytes(self) -> bytes:

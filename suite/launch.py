@@ -23,6 +23,8 @@ from pathlib import Path
 
 from data_pipeline.durable import write_bytes
 from suite.config import ConfigError, RunConfig, sibling_differences
+from suite.deepspeed_config import check_supported
+from suite.engine_record import settle_engine
 from suite.failures import killed_ranks, killed_reason, oom_kills
 from suite.heartbeat import LAUNCH_VARIABLE, read_beats
 from suite.numerics import profile_environment
@@ -61,7 +63,9 @@ def write_config(config: RunConfig, run_dir: Path) -> None:
         write_bytes(path, config.to_bytes())
         return
     found = json.loads(path.read_text())
-    lines = sibling_differences({"the directory": found, "the command": config.to_record()}, ())
+    # A change of engine is settled by `suite.engine_record`: it can be accepted.
+    records = {"the directory": found, "the command": config.to_record()}
+    lines = sibling_differences(records, ("engine",))
     if lines:
         raise ConfigError(
             f"{run_dir} was started with another configuration:\n  "
@@ -84,13 +88,22 @@ def worker_command(run_dir: Path, ranks: int) -> list[str]:
     ]
 
 
-def prepare(config: RunConfig, run_dir: Path, operation: Operation) -> None:
+def prepare(
+    config: RunConfig, run_dir: Path, operation: Operation, ranks: int | None = None
+) -> None:
     """Writes what the ranks read, for a start by torchrun or srun over machines (`suite.rank`).
 
+    Args:
+        config: the resolved run.
+        run_dir: the run directory; created when missing.
+        operation: how to carry it out, with the changes that are accepted.
+        ranks: ranks in all; None where they are started elsewhere.
+
     Raises:
-        ConfigError: the directory was started with another configuration.
+        ConfigError: the directory was started with another configuration, engine or layout.
     """
     write_config(config, run_dir)
+    settle_engine(config, run_dir, ranks, operation.accept)
     operation.write(run_dir)
 
 
@@ -106,20 +119,24 @@ def launch(
     Args:
         config: the resolved run.
         run_dir: the run directory; created when missing.
-        ranks: data-parallel ranks; as `operation` says, or one per core, when None. It changes no
-            bit.
-        accept: changes to accept by name: "numerics" for another numerics record.
+        ranks: ranks; as `operation` says, or one per core, when None. It changes no bit where the
+            engine is elastic.
+        accept: changes to accept by name: "numerics" for another numerics record, "engine" for
+            another engine or layout.
         operation: how to carry it out; the defaults when None.
 
     Raises:
-        ConfigError: the directory was started with another configuration.
+        ConfigError: the directory was started with another configuration, or the engine refuses
+        this run.
         RunFailedError: a rank stopped; the message is that rank's, the full output is in
             `train.log`.
         RunInterruptedError: the run was asked to stop by a signal, and its state is saved.
     """
     operation = dataclasses.replace(operation or Operation(), accept=accept)
-    prepare(config, run_dir, operation)
-    ranks = min(ranks or operation.ranks or default_ranks(), config.num_quanta)
+    ranks = ranks or operation.ranks or default_ranks()
+    ranks = min(ranks, config.num_quanta * config.engine.tensor_parallel)
+    check_supported(config, ranks)
+    prepare(config, run_dir, operation, ranks)
     (run_dir / "failure.txt").unlink(missing_ok=True)
     clear_mark(run_dir)
     log, killed_before = run_dir / "train.log", oom_kills()

@@ -7,6 +7,7 @@ depends on how many ranks there are. Padding is zero and stays zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,9 +89,17 @@ def flatten_parameters(model: nn.Module, layout: Layout) -> torch.Tensor:
     Returns:
         The buffer, `layout.padded` elements, zero in the padding.
     """
-    flat = torch.zeros(layout.padded, dtype=torch.float32)
     parameters = canonical_parameters(model)
+    flat = torch.zeros(layout.padded, dtype=torch.float32)
     for name, view in layout.views(flat).items():
         view.copy_(parameters[name])
-        parameters[name].data = view
+    point_parameters(parameters, layout, flat)
     return flat
+
+
+def point_parameters(
+    parameters: Mapping[str, nn.Parameter], layout: Layout, flat: torch.Tensor
+) -> None:
+    """Makes parameters views of a flat buffer, of its type; buffers of the model stay fp32."""
+    for name, view in layout.views(flat).items():
+        parameters[name].data = view

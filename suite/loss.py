@@ -39,7 +39,8 @@ def quantum_loss(model: nn.Module, ids_BT: torch.Tensor, numerics: NumericsConfi
     Args:
         model: from `suite.models.build_model`.
         ids_BT: int64 [q, S+1]: S inputs, S targets, one id of overlap.
-        numerics: precision and `loss_chunk`.
+        numerics: precision ("bf16-params" is a matter of the model: its parameters are bf16) and
+            `loss_chunk`.
     """
     config: Any = model.config
     coefficient = float(getattr(config, "router_aux_loss_coef", 0.0))

@@ -70,6 +70,17 @@ def empty_model(family: Family, hf: Mapping[str, Any], device: str = "cpu") -> n
     return model.to(torch.float32)
 
 
+def to_precision(model: nn.Module, precision: str) -> None:
+    """Makes a model of fp32 weights compute as a precision says, outside an engine.
+
+    With `bf16-params` its parameters become bf16, rounded to nearest even; its buffers (rotary
+    frequencies) stay fp32.
+    """
+    if precision == "bf16-params":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 @torch.no_grad()
 def pad_vocabulary(model: nn.Module, multiple: int) -> None:
     """Adds zero rows to the embeddings until their number is a multiple of `multiple`.

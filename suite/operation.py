@@ -51,7 +51,8 @@ class Operation:
         assignment: which rank computes which quanta; see `suite.assignment`. All give the same
             bits: another than `contiguous` is for tests and benchmarks of just that.
         accept: changes that the user accepts by name at this start: "numerics" for another
-            numerics record (`suite.guard`).
+            numerics record (`suite.guard`), "engine" for another engine or layout
+            (`suite.engine_record`).
     """
 
     ranks: int | None = None

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from checkpoints_manifest.errors import CheckpointError
 from checkpoints_manifest.store import ledger_of
+from suite.engine_record import computed_by
 from suite.launch import die_with_parent
 from suite.numerics import profile_environment
 from suite.verify_order import Verdict, load_config
@@ -97,17 +98,20 @@ def replay(
     Args:
         run_dir: the run; its dataset must be at hand.
         segments: what to recompute.
-        ranks: how many ranks compute; changes no bit.
+        ranks: how many ranks compute; changes no bit. Steps that were computed at a fixed layout
+            are recomputed on as many ranks as it has, whatever is asked.
         save_to: where to write the state at the end of the last segment as a checkpoint, if it
             compared equal; see `suite.any_step`.
 
     Raises:
-        RuntimeError: the replay could not run (other numerics, missing data); carries the reason.
+        RuntimeError: the replay could not run (other numerics or DeepSpeed, missing data, a change
+            of engine inside a segment); carries the reason.
     """
     config = load_config(run_dir)
     failures: list[str] = []
     for segment in segments:
-        command = _command(run_dir, segment, min(ranks, config.num_quanta), save_to)
+        layout = computed_by(run_dir, segment.first, segment.last).get("ranks")
+        command = _command(run_dir, segment, layout or min(ranks, config.num_quanta), save_to)
         done = subprocess.run(
             command,
             env=profile_environment(config.numerics.profile),

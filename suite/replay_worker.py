@@ -5,6 +5,7 @@ Prints one JSON line, `{"failures": [...]}`, from rank 0. Writes nothing into th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,9 +20,11 @@ from checkpoints_manifest.tensor_digest import tensor_leaf, tensors_root
 from data_pipeline.canonical import sha256_hex
 from data_pipeline.digests import chain_next, leaf
 from data_pipeline.reading import Reading
-from suite.comm import Group, join_group
+from suite.comm import Group, join_group, leave_group
 from suite.config import RunConfig
-from suite.engine import ExactEngine, StepResult
+from suite.engine import StepResult
+from suite.engine_record import check_same_engine, computed_by, engine_of
+from suite.engines import make_engine
 from suite.guard import recorded_numerics
 from suite.launch import die_with_parent
 from suite.numerics import apply_determinism, check_environment, check_same, numerics_record
@@ -35,16 +38,26 @@ State = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 class Replay:
     """Recomputes one segment and compares it; every rank runs one, rank 0 has the verdict."""
 
-    def __init__(self, run_dir: Path, group: Group) -> None:
+    def __init__(self, run_dir: Path, group: Group, first: int, last: int) -> None:
         """Open the run's configuration, data and logs.
+
+        Args:
+            run_dir: the run.
+            group: the ranks that recompute.
+            first: the checkpoint to start from.
+            last: the last step to recompute; the engine is the one that computed these steps.
 
         Raises:
             NumericsError: this process cannot keep the profile of the run.
+            EngineError: it has another engine, version or layout than computed these steps.
         """
         self.run_dir, self.group = run_dir, group
-        self.config: RunConfig = load_config(run_dir)
+        stored = load_config(run_dir)
+        engine = engine_of(run_dir, stored, last)
+        self.config: RunConfig = dataclasses.replace(stored, engine=engine)
         numerics = self.config.numerics
-        self.engine = ExactEngine(self.config, group)
+        self.engine = make_engine(self.config, group)
+        check_same_engine(computed_by(run_dir, first, last), self.engine.description, run_dir)
         self._numerics = numerics_record(
             numerics.profile, numerics.precision, self.engine.quantiser_name
         )
@@ -131,7 +144,8 @@ class Replay:
         if self.group.rank:
             return
         record = self.records[max(saved for saved in self.records if saved <= step)]
-        fields = {key: record[key] for key in ("suite", "rung", "config", "environment")}
+        kept = ("suite", "rung", "config", "environment", "engine")
+        fields = {key: record[key] for key in kept if key in record}
         fields["numerics"] = self._computed_under
         fields["tokens"] = step * self.config.batch_tokens
         fields["order"] = {**record["order"], "chain": self.chain.hex()}
@@ -173,13 +187,14 @@ def main() -> int:
     run_dir, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     apply_determinism()
     group = join_group()
-    replay = Replay(run_dir, group)
+    replay = Replay(run_dir, group, first, last)
     failures = replay.run(first, last)
     if not failures and len(sys.argv) > 4:
         replay.save(last, Path(sys.argv[4]))
     if group.rank == 0:
         print(json.dumps({"failures": failures}), flush=True)
     group.barrier()
+    leave_group()
     return 0
 
 

@@ -48,7 +48,7 @@ class Position:
     fresh: bool
     directory: Path | None
     record: Record | None
-    fields: Mapping[str, str]
+    fields: Mapping[str, Any]
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
 

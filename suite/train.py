@@ -72,7 +72,7 @@ def main(config: DictConfig) -> None:
     run_dir, accept = root / run.suite.name / run.rung.name, tuple(mapping["accept"])
     try:
         launch(run, run_dir, accept=accept, operation=operation)
-    except RunFailedError as error:
+    except (ConfigError, RunFailedError) as error:
         raise SystemExit(f"tripod: {error}") from error
     except RunInterruptedError as error:
         print(f"tripod: {error}", file=sys.stderr)

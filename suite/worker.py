@@ -10,6 +10,7 @@ Exit status: 0 trained to the last step; 75 asked to stop by a signal and did, i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -24,9 +25,11 @@ from data_pipeline.batches import BatchReader
 from data_pipeline.leaves import expected_leaves
 from data_pipeline.reading import Reading
 from suite.assignment import ASSIGNMENTS
-from suite.comm import Group, join_group
+from suite.comm import Group, join_group, leave_group
 from suite.config import RunConfig
-from suite.engine import ExactEngine, Reader
+from suite.engine import Reader
+from suite.engine_record import check_continues, with_present_engine
+from suite.engines import make_engine
 from suite.failures import leave_reason
 from suite.heartbeat import LAUNCH_VARIABLE, Heartbeat
 from suite.launch import die_with_parent
@@ -53,9 +56,11 @@ def train(
     """
     heart = Heartbeat(run_dir, group.rank, group.world)
     group = WatchedGroup(group.rank, group.world, heart)
-    engine = ExactEngine(config, group)
+    engine = make_engine(config, group)
     engine.assignment = ASSIGNMENTS[operation.assignment]
     position = prepare_run(config, run_dir, group, engine.quantiser_name, operation.accept)
+    named = check_continues(run_dir, engine.description, position.record)
+    position = dataclasses.replace(position, fields={**position.fields, **named})
     if group.rank == 0:
         announce(config.rung.name, position)
     if (state := position.load()) is not None:
@@ -135,7 +140,8 @@ def main() -> int:
     die_with_parent()
     stop = StopRequest().install()
     run_dir = Path(sys.argv[1])
-    config = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
+    stored = RunConfig.from_mapping(json.loads((run_dir / "config.json").read_text()))
+    config = with_present_engine(stored, run_dir)
     operation = Operation.read(run_dir)
     apply_determinism()
     try:
@@ -146,12 +152,12 @@ def main() -> int:
         # The other ranks are stopped by torchrun; the first to fail says why.
         leave_reason(error, run_dir)
         raise
-    if step == config.train.steps:
-        return 0
-    if group.rank == 0:
+    complete = step == config.train.steps
+    if group.rank == 0 and not complete:
         leave_mark(run_dir, step)
     group.barrier()
-    return INTERRUPTED
+    leave_group()
+    return 0 if complete else INTERRUPTED
 
 
 if __name__ == "__main__":

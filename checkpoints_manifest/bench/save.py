@@ -129,7 +129,7 @@ def savers(weights: Tensors, moments: Tensors) -> dict[str, Saver]:
 
 
 def _deepspeed() -> Saver:
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import (  # type: ignore[import-not-found]
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import (
         TorchCheckpointEngine,
     )
 
