@@ -51,7 +51,7 @@ class Replay:
             NumericsError: this process cannot keep the profile of the run.
             EngineError: it has another engine, version or layout than computed these steps.
         """
-        self.run_dir, self.group = run_dir, group
+        self.run_dir, self.group, self.first, self.last = run_dir, group, first, last
         stored = load_config(run_dir)
         engine = engine_of(run_dir, stored, last)
         self.config: RunConfig = dataclasses.replace(stored, engine=engine)
@@ -69,13 +69,14 @@ class Replay:
         self._lines = (run_dir / METRICS).read_bytes().splitlines(keepends=True)
         self._leaves = (run_dir / ORDER).read_bytes()
 
-    def run(self, first: int, last: int) -> list[str]:
+    def run(self) -> list[str]:
         """Recomputes updates first+1 .. last; returns what differed first, or nothing.
 
         Raises:
             NumericsError: they were computed under another numerics record than this process has.
             CheckpointError: they cross an accepted change of numerics.
         """
+        first, last = self.first, self.last
         self._computed_under = numerics_of(list(self.records.values()), first, last)
         recorded = recorded_numerics(self.run_dir, self._computed_under, self._numerics)
         check_same(recorded, self._numerics)
@@ -188,7 +189,7 @@ def main() -> int:
     apply_determinism()
     group = join_group()
     replay = Replay(run_dir, group, first, last)
-    failures = replay.run(first, last)
+    failures = replay.run()
     if not failures and len(sys.argv) > 4:
         replay.save(last, Path(sys.argv[4]))
     if group.rank == 0:

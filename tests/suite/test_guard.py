@@ -140,14 +140,14 @@ def test_replay_across_a_break_refuses_and_beside_it_works(config, half, other_m
     train_here(config, half, accept=["numerics"])
     group = Group(0, 1)
     with pytest.raises(CheckpointError, match=r"updates 2..8 cross an accepted change"):
-        Replay(half, group).run(1, 8)
-    assert Replay(half, group).run(4, 8) == []
+        Replay(half, group, 1, 8).run()
+    assert Replay(half, group, 4, 8).run() == []
     with pytest.raises(NumericsError, match=r"mkl: expected '.*', found '2030\.1'"):
-        Replay(half, group).run(1, 4)
+        Replay(half, group, 1, 4).run()
     monkeypatch.undo()
-    assert Replay(half, group).run(1, 4) == []
+    assert Replay(half, group, 1, 4).run() == []
     with pytest.raises(NumericsError, match=r"mkl: expected '2030\.1'"):
-        Replay(half, group).run(4, 8)
+        Replay(half, group, 4, 8).run()
 
 
 def test_labels_of_the_earlier_record_are_left_out_and_counted(config, half, other_mkl):
