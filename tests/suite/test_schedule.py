@@ -1,7 +1,6 @@
 """Schedules at their corners, and values that must never change."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -104,8 +103,12 @@ def test_a_checkpoint_that_did_not_move_is_saved_with_its_reason(tmp_path):
     from checkpoints_manifest.manifest import Ledger
     from suite.comm import Group
     from suite.config import RunConfig
+    from suite.heartbeat import Heartbeat
+    from suite.operation import RecoveryPlan
+    from suite.recovery import Keeper
+    from suite.resume import Position
+    from suite.signals import StopRequest
     from suite.train import compose
-    from suite.worker import save
 
     class Still:
         """An engine whose weights never move, and a recorder of nothing."""
@@ -125,13 +128,18 @@ def test_a_checkpoint_that_did_not_move_is_saved_with_its_reason(tmp_path):
         config, run_dir = RunConfig.from_mapping(mapping), tmp_path / schedule
         run_dir.mkdir()
         fields = dict.fromkeys(("numerics", "config", "environment"), "0" * 64)
-        (run_dir / "record_fields.json").write_text(json.dumps(fields))
-        save(Still(), Still(), config, run_dir, 0)
+        position = Position(0, bytes(32), None, True, None, None, fields, (), ())
+        keeper = Keeper(
+            config, run_dir, Still(), Still(), position, RecoveryPlan(), StopRequest(),
+            Heartbeat(run_dir, 0, 1),
+        )  # fmt: skip
+        keeper.checkpoint(0)
+        keeper.checkpoint(1)
         if schedule == "cosine-v1":
             with pytest.raises(CheckpointError, match="same_weights_reason"):
-                save(Still(), Still(), config, run_dir, 1)
+                keeper.close(complete=True)
         else:
-            save(Still(), Still(), config, run_dir, 1)
+            keeper.close(complete=True)
             last = Ledger(run_dir / "manifest.jsonl").records()[-1]
             assert (
                 last["same_weights_reason"] == "the learning rate of update 1 is 0 under pythia-v1"
