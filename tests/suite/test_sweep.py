@@ -243,8 +243,8 @@ def test_status_and_batch_show_what_is_there(calm):
     rows = json.loads(tripod("status", suite, "--json").stdout)
     assert [(row["rung"], row["step"]) for row in rows] == [(rung, 24) for rung in RUNGS]
     batch = json.loads(tripod("batch", suite / "smoke-20k", "--step", 5, "--json").stdout)
-    assert len(batch) == 8
-    assert all(row["documents"] for row in batch)
+    assert len(batch["rows"]) == batch["batch_size"] == 8
+    assert all(row["documents"] for row in batch["rows"])
 
 
 def test_a_revision_loads_in_transformers_by_name(calm):
