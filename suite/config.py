@@ -307,15 +307,6 @@ class RunConfig:
         return text.encode()
 
 
-def parse_group(kind: Any, value: Any, path: str) -> Any:
-    """Builds one frozen dataclass from plain mappings, as `RunConfig.from_mapping` builds all.
-
-    Raises:
-        ConfigError: an unknown or missing key, or a value of another type, named with its path.
-    """
-    return _build(kind, value, path)
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         items = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}

@@ -7,6 +7,7 @@ assignment (`suite.assignment`) gives the same bits. Specification: docs/spec/ex
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ class StepResult:
     quantum_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-class QuantumEngine:
+class QuantumEngine(ABC):
     """What every engine shares: its quanta in order, row losses, digests of what was fed, refusal.
 
     A subclass computes one quantum's gradient (`_backward`) and, from what the quanta left behind,
@@ -109,10 +110,11 @@ class QuantumEngine:
     def _merge(self, values: torch.Tensor) -> torch.Tensor:
         return self.group.fill_slots(values)
 
+    @abstractmethod
     def _begin(self) -> None:
         """Clears what the quanta of a step add to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _backward(self, ids: torch.Tensor, position: int) -> tuple[torch.Tensor, int]:
         """Adds one quantum's gradient; returns its row losses and the out-of-range count.
 
@@ -120,11 +122,10 @@ class QuantumEngine:
             ids: int64 [q, S+1].
             position: position in the run of its first row, t·B + row: the key of dropout.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _update(self, update: int, lr: float) -> tuple[float, float, str]:
         """Reduces, clips and updates; returns norm, clip coefficient and gradient digest."""
-        raise NotImplementedError
 
 
 class ExactEngine(QuantumEngine):

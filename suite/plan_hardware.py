@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from suite.config import ConfigError, parse_group
+from suite.config import ConfigError, build
 from suite.launch import default_ranks
 
 DEVICES = ("cpu", "cuda")
@@ -65,7 +65,7 @@ class Hardware:
         Raises:
             ConfigError: an unknown or missing key, or a value that cannot be.
         """
-        stated = parse_group(cls, mapping, "hardware")
+        stated = build(cls, mapping, "hardware")
         assert isinstance(stated, cls)
         devices = stated.devices or default_ranks()
         memory = stated.memory_bytes or machine_memory() / devices
